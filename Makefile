@@ -1,0 +1,55 @@
+# Each target sets up .venv by itself on a fresh clone; the second time it is there at once.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+# a terminal sees uv's own progress bar; a log file sees our two lines only
+QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+
+.PHONY: help install demo test lint docs bench clean
+
+help:
+	@echo 'make demo     train, test and profile a small model on handwritten digits (about a minute)'
+	@echo 'make test     the test suite'
+	@echo 'make lint     ruff and mypy'
+	@echo 'make docs     build the site into site/'
+	@echo 'make bench    run the side-by-side studies of benchmarks/'
+	@echo 'make install  only set up .venv'
+	@echo 'make clean    remove .venv and everything that was built'
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z '$(PYTHON)' ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo 'error: Python 3.11 or newer is needed and was not found; install it or run: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; exit 1; fi
+	@echo '· setting up .venv ($(PYTHON), uv)'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv 2>$(VENV)/pip.log || { cat $(VENV)/pip.log >&2; exit 1; }
+	@echo '· installing the project (the first time takes about a minute)'
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install $(QUIET) --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: install
+	@$(BIN)/python -m lightning_efficient.cli.demo
+
+test: install
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+docs: install
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo 'site/index.html'
+
+bench: install
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[bench]' -c constraints.txt
+	@for study in startup callback_overhead risk_coverage; do $(BIN)/python benchmarks/$$study.py || exit 1; done
+
+clean:
+	@rm -rf $(VENV) site dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
