@@ -1,1 +1,1 @@
-"""TODO"""
+"""The command line: a light dispatcher, LightningCLI with better manners, and the verbs around it."""

@@ -1,1 +1,5 @@
-"""TODO"""
+"""LightningModules: what ``--model`` names."""
+
+from lightning_efficient.modules.image_classifier import ImageClassifier
+
+__all__ = ["ImageClassifier"]

@@ -1,1 +1,16 @@
-"""TODO"""
+"""One door from a callback to any Lightning logger and to the run folder."""
+
+from lightning_efficient.reporting.log import log_curve, log_figure, log_scalars, log_table
+from lightning_efficient.reporting.run_folder import run_dir
+from lightning_efficient.reporting.senders import send_curve, send_figure, send_table
+
+__all__ = [
+    "log_curve",
+    "log_figure",
+    "log_scalars",
+    "log_table",
+    "run_dir",
+    "send_curve",
+    "send_figure",
+    "send_table",
+]

@@ -1,0 +1,161 @@
+"""What every script of this folder shares: interleaved timing, the record of the machine, results on disk.
+
+Scripts run as ``python benchmarks/<name>.py`` and import this file as ``harness``. It imports neither torch nor
+lightning, so that a script which measures start-up may use it too.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("lightning-efficient", "torch", "lightning", "timm", "torchmetrics")
+
+
+def paired(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Time variants in turns, so that whatever disturbs the machine disturbs all of them alike.
+
+    Every round calls each variant once; odd rounds go through them backwards, so that none always runs first.
+    Garbage is collected between the calls and never inside one.
+
+    Args:
+        variants: Names and functions without arguments. On a GPU the function must synchronise before it returns.
+        rounds: How many timed calls each variant gets.
+        warmup: Untimed rounds before.
+
+    Returns:
+        Wall-clock seconds of each call, in the order of the rounds, so that ``times[a][i]`` pairs with ``times[b][i]``.
+
+    Raises:
+        ValueError: no variants, ``rounds`` below 1 or ``warmup`` below 0.
+    """
+    if not variants or rounds < 1 or warmup < 0:
+        message = f"paired needs variants, rounds >= 1 and warmup >= 0, got {list(variants)}, {rounds} and {warmup}"
+        raise ValueError(message)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(-warmup, rounds):
+            for name in list(variants) if index % 2 == 0 else reversed(list(variants)):
+                gc.collect()
+                start = perf_counter()
+                variants[name]()
+                elapsed = perf_counter() - start
+                if index >= 0:
+                    times[name].append(elapsed)
+    finally:
+        if collecting:
+            gc.enable()
+    return times
+
+
+def ratio(times: Mapping[str, Sequence[float]], of: str, over: str, spread: float = 0.8) -> dict[str, float]:
+    """Compare two variants round by round.
+
+    Args:
+        times: What ``paired`` returned.
+        of: The numerator.
+        over: The denominator.
+        spread: Share of the rounds between ``low`` and ``high``.
+
+    Returns:
+        ``median``, ``low`` and ``high`` of the per-round ratios, and ``rounds``, how many there were.
+
+    Raises:
+        ValueError: the two do not have the same number of rounds.
+    """
+    ratios = sorted(a / b for a, b in zip(times[of], times[over], strict=True))
+    tail = (1 - spread) / 2
+    return {
+        "median": statistics.median(ratios),
+        "low": quantile(ratios, tail),
+        "high": quantile(ratios, 1 - tail),
+        "rounds": len(ratios),
+    }
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Interpolate the quantile ``share`` in [0, 1] of values sorted upwards."""
+    position = share * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+def environment() -> dict[str, Any]:
+    """Describe what a figure depends on: versions, processor, threads, date; no host name and no path."""
+    return {
+        "python": platform.python_version(),
+        **{name: version_of(name) for name in PACKAGES},
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads(),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def version_of(package: str) -> str | None:
+    """Return the installed version without importing the package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """Return the processor's marketing name where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def threads() -> int | str | None:
+    """Return torch's intra-op threads if the script uses torch, else what OMP_NUM_THREADS asks for."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS")
+
+
+def save(name: str, record: Mapping[str, Any]) -> Path:
+    """Write ``results/<name>.json``: the command line, the environment, then the record.
+
+    Args:
+        name: The script's name without its suffix.
+        record: Anything that JSON can hold.
+
+    Returns:
+        The file that was written.
+    """
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    content = {"command": command, "environment": environment(), **record}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; floats get four significant digits, the first column goes left and the others right."""
+    grid = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    Console().print(grid)

@@ -1,0 +1,82 @@
+"""``make demo``: what the project is for, in about a minute, on data that needs no download."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_efficient.cli.config_files import find
+from lightning_efficient.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lightning_efficient.cli.efficient_cli import EfficientCLI
+    from lightning_efficient.profiling import Footprint
+
+CONFIG = "quickstart"
+
+
+def run_demo(arguments: Sequence[str] = ()) -> int:
+    """Train, test and profile the quickstart, print one table and the run folder; options override the config."""
+    from lightning_efficient.cli.efficient_cli import EfficientCLI
+
+    try:
+        cli = EfficientCLI(args=["--config", str(find(CONFIG)), *arguments], run=False)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        cli.trainer.test(datamodule=cli.datamodule, ckpt_path="best", verbose=False, weights_only=True)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _report(cli)
+    return 0
+
+
+def _report(cli: EfficientCLI) -> None:
+    from rich.console import Console
+
+    from lightning_efficient.callbacks import LatencyProfiler
+    from lightning_efficient.reporting import run_dir
+
+    footprint = next(c.footprint for c in cli.trainer.callbacks if isinstance(c, LatencyProfiler))  # type: ignore[attr-defined]
+    console = Console()
+    console.print(summary_table(cli, footprint))
+    folder = run_dir(cli.trainer)
+    console.print(f" {folder}", style="bold", highlight=False)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        console.print(f"   {path.relative_to(folder)}", highlight=False)
+
+
+def summary_table(cli: EfficientCLI, footprint: Footprint) -> Table:
+    """Return the one table of a run: how good the model is, when it should abstain, and what it costs."""
+    import torch
+    from rich import box
+    from rich.table import Table
+
+    from lightning_efficient.profiling import human, milliseconds
+
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    latency = footprint.latencies[0]
+    coverage = metrics["selective/test_coverage_at_risk_0.01"]
+    threshold = metrics.get("selective/test_threshold_at_risk_0.01")
+    title = f"{CONFIG} · {type(cli.datamodule).__name__} · {cli.model.hparams['backbone']}"
+    caption = f"seed {cli.config['seed_everything']} · torch {torch.__version__} · {latency.device}, {latency.threads} threads"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    cells = {
+        "accuracy": f"{100 * metrics['test/accuracy']:.1f} %",
+        "AURC": f"{metrics['selective/test_aurc']:.4f}",
+        "coverage at 1 % risk": f"{100 * coverage:.1f} %" + (f" (confidence ≥ {threshold:.3f})" if threshold else ""),
+        "params": human(footprint.parameters),
+        "MACs": human(footprint.macs),
+        "latency p50 / p95": f"{milliseconds(latency.p50_ms)} / {milliseconds(latency.p95_ms)} (batch {latency.batch_size})",
+    }
+    for name in cells:
+        table.add_column(name, justify="right")
+    table.add_row(*cells.values())
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(run_demo(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""LightningCLI with our names in reach and better manners."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+
+import lightning_efficient.callbacks
+import lightning_efficient.datamodules
+import lightning_efficient.modules  # noqa: F401  # imported classes can be given by their short names
+from lightning_efficient import plugins
+from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_names
+from lightning_efficient.cli.problems import explain
+from lightning_efficient.cli.run_folder import INTERRUPTED, RunFolder
+from lightning_efficient.cli.trainer import EfficientTrainer
+from lightning_efficient.errors import ConfigurationError, MissingExtraError
+
+VERBS = ("fit", "validate", "test", "predict", "profile")
+STRICT = {"exit_on_error": False, "allow_abbrev": False}
+
+
+class EfficientCLI(ExplicitArgumentsWin):
+    """The command line of this package, also usable in a script of one's own.
+
+    On top of LightningCLI: our classes and those of plugins by short name, no abbreviated options, explicit options win
+    over a checkpoint's hyper-parameters, a seed by default, ``config.yaml`` in every run folder, exit status 130 after
+    Ctrl-C, and the verb ``profile``.
+
+    Args:
+        args: Arguments; by default those of the process.
+        run: Whether to run a verb; otherwise ``model``, ``datamodule`` and ``trainer`` are built and left alone.
+    """
+
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        plugins.load_all()
+        super().__init__(
+            save_config_callback=RunFolder,
+            trainer_class=EfficientTrainer,
+            seed_everything_default=0,
+            parser_kwargs={**STRICT, **({verb: STRICT for verb in VERBS} if run else {})},
+            auto_configure_optimizers=False,  # it would build the optimiser before callbacks can add parameters
+            args=args,
+            run=run,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and say in one line what does not fit."""
+        try:
+            super().parse_arguments(parser, args)
+        except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(explain(error, option_names(parser))) from error
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and Trainer, and say in one line what cannot be built."""
+        try:
+            super().instantiate_classes()
+        except MissingExtraError:
+            raise
+        except Exception as error:  # whatever a class raises here, it was given by an option
+            raise ConfigurationError(explain(error)) from error
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Add ``profile`` to Lightning's verbs."""
+        verbs = ExplicitArgumentsWin.subcommands()
+        return {**verbs, "profile": {"model", "datamodule"}}
+
+    def fit(self, **kwargs: Any) -> None:
+        """Run ``Trainer.fit``."""
+        self._run(self.trainer.fit, kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Run ``Trainer.validate``."""
+        self._run(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Run ``Trainer.test``."""
+        self._run(self.trainer.test, kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Run ``Trainer.predict``."""
+        self._run(self.trainer.predict, kwargs)
+
+    def _run(self, verb: Any, kwargs: dict[str, Any]) -> None:
+        try:
+            verb(**kwargs)
+        except SystemExit:
+            if self.trainer.interrupted:  # Lightning ends with 1, shells and schedulers expect 130
+                sys.exit(INTERRUPTED)
+            raise

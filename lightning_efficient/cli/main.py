@@ -1,0 +1,84 @@
+"""The ``lightning-efficient`` command: answers what needs no torch by itself and hands the rest on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lightning_efficient._version import __version__
+from lightning_efficient.errors import did_you_mean
+
+VERBS = {
+    "fit": "train a model",
+    "validate": "evaluate on the validation split",
+    "test": "evaluate on the test split",
+    "predict": "write down what the model answers",
+    "profile": "parameters, MACs, latency and memory of a model",
+    "configs": "list, show, copy or check the shipped configs",
+    "demo": "train, test and profile a small model on handwritten digits",
+}
+
+HELP = f"""\
+usage: lightning-efficient VERB [OPTIONS]
+
+Train PyTorch Lightning models that must cost less.
+
+{chr(10).join(f"  {verb:<10}{what}" for verb, what in VERBS.items())}
+
+A first run:
+  lightning-efficient fit --config quickstart
+  lightning-efficient profile --timm mobilenetv3_small_050
+
+Options of a verb: lightning-efficient VERB --help
+  -h, --help     show this page
+  --version      show the version
+  --debug        after a verb: show the traceback of an error
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; by default those of the process.
+
+    Returns:
+        Exit status: 0, 2 for a mistake in the arguments, 130 after Ctrl-C, 1 for anything else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if verb == "--version":
+        print(f"lightning-efficient {__version__}")
+        return 0
+    if verb not in VERBS:
+        print(
+            f"error: unknown verb {verb!r}.{did_you_mean(verb, VERBS)} It must be one of: {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
+        return 2
+    # only what the verb needs is imported: torch and Lightning take ten seconds of processor time
+    try:
+        if verb == "configs":
+            from lightning_efficient.cli.configs import run_configs
+
+            return run_configs(arguments[1:])
+        if verb == "demo":
+            from lightning_efficient.cli.demo import run_demo
+
+            return run_demo(arguments[1:])
+        from lightning_efficient.cli.run import run_verb
+
+        return run_verb(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

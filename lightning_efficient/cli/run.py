@@ -1,0 +1,38 @@
+"""Run a verb that needs torch, and turn a mistake into one line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_efficient.cli.arguments import expand
+from lightning_efficient.cli.problems import explain
+from lightning_efficient.errors import ConfigurationError, MissingExtraError, NonFiniteLossError
+
+
+def run_verb(arguments: Sequence[str]) -> int:
+    """Run ``fit``, ``validate``, ``test``, ``predict`` or ``profile`` and return the exit status."""
+    debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"]
+    try:
+        _run(words)
+    except (ConfigurationError, MisconfigurationException, MissingExtraError, NonFiniteLossError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 1 if isinstance(error, NonFiniteLossError) else 2
+    return 0
+
+
+def _run(words: list[str]) -> None:
+    import timm
+
+    words = expand(words, timm.is_model)
+    # Lightning starts the other processes of a distributed run with sys.argv
+    sys.argv[1:] = words
+    from lightning_efficient.cli.efficient_cli import EfficientCLI
+
+    EfficientCLI()

@@ -1,0 +1,65 @@
+"""The run folder of the command line: its config, a look at the disk before training, a checkpoint on Ctrl-C."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.reporting import run_dir
+
+# weights, and two moments per weight as Adam has them, twice: a new checkpoint is written before the old one goes
+BYTES_PER_PARAMETER = 2 * 3 * 4
+
+
+class RunFolder(SaveConfigCallback):
+    """Keep ``config.yaml`` in the run folder, refuse a folder that cannot hold a run, save on Ctrl-C.
+
+    Raises:
+        ConfigurationError: before training: the folder cannot be written to, or the disk has too little room.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, save_to_log_dir=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml``; Lightning calls this on the first rank only, before anything runs."""
+        folder = run_dir(trainer)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"the run folder {folder} cannot be written to ({error.strerror}); choose another with save_dir of the "
+                "logger, or --trainer.default_root_dir"
+            ) from error
+        if stage == "fit" and any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            _check_room(folder, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save ``checkpoints/interrupted.ckpt`` when the user or a scheduler stops a fit."""
+        stopped = isinstance(exception, KeyboardInterrupt) or trainer.received_sigterm
+        if stopped and trainer.state.fn == "fit" and trainer.global_step > 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = run_dir(trainer) / "checkpoints" / "interrupted.ckpt"
+            trainer.save_checkpoint(path)
+            rank_zero_info(f"saved {path}; go on with --ckpt_path {path}")
+
+
+def _check_room(folder: Path, module: LightningModule) -> None:
+    needed = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in module.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConfigurationError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB free, and two checkpoints of this model can take "
+            f"{needed / 1e6:.0f} MB; make room, or choose another folder with save_dir of the logger"
+        )
+
+
+INTERRUPTED = 128 + signal.SIGINT

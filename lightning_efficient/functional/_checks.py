@@ -1,0 +1,29 @@
+"""Checks of options that several functions share; each raises one sentence that says what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning_efficient.errors import ConfigurationError, did_you_mean
+
+
+def check_choice(option: str, given: str, allowed: Iterable[str]) -> None:
+    """Raise unless ``given`` is one of ``allowed``."""
+    names = list(allowed)
+    if given not in names:
+        raise ConfigurationError(f"{option}={given!r} is not one of {names}.{did_you_mean(str(given), names)}")
+
+
+def check_positive(option: str, given: float) -> None:
+    """Raise unless ``given`` is a finite number above zero."""
+    if not 0 < given < float("inf"):
+        raise ConfigurationError(f"{option}={given!r} must be a finite number above 0.")
+
+
+def check_fraction(option: str, given: float, *, zero: bool) -> None:
+    """Raise unless ``given`` lies in ``[0, 1]``, or in ``(0, 1]`` where ``zero`` is false."""
+    if not (0 <= given <= 1 and (zero or given > 0)):
+        interval = "[0, 1]" if zero else "(0, 1]"
+        raise ConfigurationError(
+            f"{option}={given!r} is outside {interval}; give a fraction such as 0.05, not a percent."
+        )

@@ -1,0 +1,29 @@
+"""The risk-coverage curve as a metric."""
+
+from __future__ import annotations
+
+from lightning_efficient.functional.risk_coverage import RiskCoverage, RiskCoveragePoints, risk_coverage_curve
+from lightning_efficient.metrics._risk_coverage_base import RiskCoverageMetric
+
+
+class RiskCoverageCurve(RiskCoverageMetric):
+    """The achievable points of the risk-coverage curve.
+
+    ``compute`` returns the named tuple ``(coverage, selective_risk, generalized_risk, threshold)``, each of shape
+    ``(M,)``, surest sample first.
+
+    Args:
+        kwargs: See :class:`RiskCoverageMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = RiskCoverageCurve()
+        >>> metric.update(torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1, 1]))
+        >>> metric.compute().selective_risk
+        tensor([0.0000, 0.0000, 0.3333], dtype=torch.float64)
+    """
+
+    higher_is_better = None
+
+    def _evaluate(self, summary: RiskCoverage) -> RiskCoveragePoints:
+        return risk_coverage_curve(summary)

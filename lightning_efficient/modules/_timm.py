@@ -1,0 +1,56 @@
+"""timm's factory with errors that help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from lightning_efficient.errors import ConfigurationError, did_you_mean
+
+
+def create_backbone(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Create a timm model by name.
+
+    Args:
+        name: A name that ``timm.list_models`` knows, with or without a pretrained tag.
+        pretrained: Whether to load timm's weights.
+        num_classes: Outputs of the classifier; ``None`` keeps the model's own.
+        in_chans: Channels of the input.
+        options: Further keyword arguments of ``timm.create_model``.
+
+    Raises:
+        ConfigurationError: the name is unknown, an option does not fit the model, or the weights are out of reach.
+    """
+    if not timm.is_model(name):
+        raise ConfigurationError(f"model.backbone: unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}")
+    arguments = dict(options or {}) if num_classes is None else {**(options or {}), "num_classes": num_classes}
+    try:
+        return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigurationError(f"model.backbone_kwargs: {name} cannot be built with {arguments}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigurationError(f"model.pretrained: the weights of {name} could not be loaded: {reason}") from error
+
+
+def data_config(backbone: nn.Module, in_chans: int) -> dict[str, Any]:
+    """Return how a timm model wants its input, with one mean and deviation per channel of ``in_chans``."""
+    config = resolve_model_data_config(backbone)
+    config["input_size"] = (in_chans, *config["input_size"][1:])
+    for statistic in ("mean", "std"):
+        values = config[statistic]
+        if len(values) != in_chans:
+            config[statistic] = (sum(values) / len(values),) * in_chans
+    return config

@@ -1,0 +1,120 @@
+"""The record of what a model costs: whatever measures, logs or plots a cost uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from lightning_efficient.typing import InputShape
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one forward pass takes at one batch size, and under which conditions that was measured.
+
+    Attributes:
+        batch_size: Samples per forward pass.
+        p50_ms: Median over the runs, milliseconds per forward pass.
+        p95_ms: 95th percentile over the runs, milliseconds.
+        mean_ms: Mean over the runs, milliseconds.
+        throughput: Samples per second at the median.
+        runs: How many times the clock was read; the percentiles are over these.
+        calls_per_run: Forward passes between two readings. Above 1 the model is too fast for the clock, and a run is
+            the mean of that many calls.
+        warmup: Forward passes before the first reading.
+        threads: Intra-op threads of torch.
+        device: Where the module was, such as ``"cpu"`` or ``"cuda:0"``.
+        precision: In the words of ``Trainer(precision=...)``, such as ``"32-true"`` or ``"bf16-mixed"``.
+    """
+
+    batch_size: int
+    p50_ms: float
+    p95_ms: float
+    mean_ms: float
+    throughput: float
+    runs: int
+    calls_per_run: int
+    warmup: int
+    threads: int
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model costs when it predicts.
+
+    Attributes:
+        name: What to call the model in tables.
+        parameters: Number of parameters, shared ones counted once.
+        trainable_parameters: Those of them that require a gradient.
+        bytes: Memory of parameters and buffers.
+        bytes_on_disk: Size of ``torch.save(module.state_dict())``.
+        macs: Multiply-accumulate operations per sample.
+        flops: Floating-point operations per sample, ``2 * macs``.
+        uncounted: Names of modules that hold weights, ran, and contribute nothing to ``macs``.
+        peak_memory_bytes: Largest memory during the forward pass of one sample, parameters and buffers included.
+        peak_memory_method: ``"live tensors"`` or ``"cuda allocator"``.
+        input_shape: Shape of one sample, without the batch dimension.
+        latencies: One entry per batch size.
+
+    Example:
+        >>> footprint = Footprint("net", 10, 10, 40, 1200, 8, 16, (), 64, "live tensors", (4,), ())
+        >>> Footprint.from_dict(footprint.to_dict()) == footprint
+        True
+    """
+
+    name: str
+    parameters: int
+    trainable_parameters: int
+    bytes: int
+    bytes_on_disk: int
+    macs: int
+    flops: int
+    uncounted: tuple[str, ...]
+    peak_memory_bytes: int
+    peak_memory_method: str
+    input_shape: InputShape
+    latencies: tuple[Latency, ...]
+
+    _shared: ClassVar[tuple[str, ...]] = ("name", "parameters", "macs", "bytes", "bytes_on_disk", "peak_memory_bytes")
+    _timed: ClassVar[tuple[str, ...]] = (
+        "batch_size",
+        "p50_ms",
+        "p95_ms",
+        "throughput",
+        "threads",
+        "device",
+        "precision",
+    )
+    columns: ClassVar[tuple[str, ...]] = _shared + _timed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, numbers and strings, ready for JSON."""
+        content = asdict(self)
+        return content | {key: list(content[key]) for key in ("uncounted", "input_shape", "latencies")}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Footprint:
+        """Rebuild what ``to_dict`` returned, also after a round trip through JSON."""
+        latencies = tuple(Latency(**latency) for latency in content["latencies"])
+        sequences = {"uncounted": tuple(content["uncounted"]), "input_shape": tuple(content["input_shape"])}
+        return cls(**{**content, **sequences, "latencies": latencies})
+
+    def rows(self) -> list[list[Any]]:
+        """Return one row per batch size under ``columns``; without latencies one row that ends in None."""
+        shared = [getattr(self, key) for key in self._shared]
+        timed = [[getattr(latency, key) for key in self._timed] for latency in self.latencies]
+        return [shared + row for row in timed or [[None] * len(self._timed)]]
+
+    def scalars(self) -> dict[str, float]:
+        """Return a flat dict for loggers; latencies read ``latency_ms_p50_b8`` for a batch of 8."""
+        keys = ("parameters", "trainable_parameters", "bytes", "bytes_on_disk", "macs", "flops", "peak_memory_bytes")
+        values: dict[str, float] = {key: getattr(self, key) for key in keys}
+        for latency in self.latencies:
+            batch = f"b{latency.batch_size}"
+            values[f"latency_ms_p50_{batch}"] = latency.p50_ms
+            values[f"latency_ms_p95_{batch}"] = latency.p95_ms
+            values[f"throughput_{batch}"] = latency.throughput
+        return values

@@ -1,0 +1,98 @@
+"""Peak memory of one forward pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_efficient.profiling.inputs import arguments, device_of, to_device
+from lightning_efficient.profiling.undisturbed import decomposing, uncompiled, undisturbed
+
+
+def peak_memory(module: nn.Module, example: Any) -> tuple[int, str]:
+    """Return the largest memory that the module needs at once during a forward pass, and how that was found.
+
+    Parameters, buffers and the input are included, gradients are not. On CUDA it is what the allocator handed out
+    (``"cuda allocator"``; its peak statistics are reset). Elsewhere every tensor is followed from the operator that
+    makes it until it is freed (``"live tensors"``): the same on every run, and blind to what happens inside an
+    operator, such as the scratch space of a convolution, and to what the allocator keeps in reserve.
+
+    Args:
+        module: Any module; what ``torch.compile`` wrapped is measured uncompiled.
+        example: Input with the batch in dimension 0: a tensor, a tuple of positional arguments, or a mapping of
+            keyword arguments.
+
+    Returns:
+        Bytes and the method, ``"live tensors"`` or ``"cuda allocator"``.
+
+    Example:
+        >>> peak_memory(nn.Sequential(nn.ReLU(), nn.ReLU()), torch.zeros(1, 25))  # input, and one tensor per layer
+        (300, 'live tensors')
+    """
+    module, device = uncompiled(module), device_of(module)
+    args, kwargs = arguments(to_device(example, device))
+    resident = [*module.parameters(), *module.buffers(), *_tensors((args, kwargs))]
+    with undisturbed(module), decomposing():
+        module.eval()
+        if device.type == "cuda":
+            return _allocated(module, args, kwargs, resident, device), "cuda allocator"
+        with _LiveTensors(resident) as live:
+            module(*args, **kwargs)
+        return live.peak, "live tensors"
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Adds up the storages of ``resident`` tensors and of all that operators return, for as long as they live."""
+
+    def __init__(self, resident: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._resident = _storages(resident)
+        self._alive: dict[int, weakref.finalize[..., Any]] = {}
+        self._bytes = self.peak = sum(storage.nbytes() for storage in self._resident.values())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for key, storage in _storages(_tensors(result)).items():
+            if key not in self._resident and key not in self._alive:
+                self._alive[key] = weakref.finalize(storage, self._freed, key, storage.nbytes())
+                self._bytes += storage.nbytes()
+        self.peak = max(self.peak, self._bytes)
+        return result
+
+    def __exit__(self, *exception: Any) -> None:
+        for alive in self._alive.values():
+            alive.detach()
+        super().__exit__(*exception)
+
+    def _freed(self, key: int, size: int) -> None:
+        del self._alive[key]
+        self._bytes -= size
+
+
+def _allocated(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], resident: Iterable[Tensor], device: torch.device
+) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    module(*args, **kwargs)
+    torch.cuda.synchronize(device)
+    grown = torch.cuda.max_memory_allocated(device) - before
+    return grown + sum(storage.nbytes() for storage in _storages(resident).values())
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage._cdata: storage for storage in storages}

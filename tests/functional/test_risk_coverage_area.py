@@ -1,0 +1,140 @@
+"""AURC, E-AURC and AUGRC against golden values, identities and the definition by permutations."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lightning_efficient.functional as LF
+from lightning_efficient.errors import ConfigurationError
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "selective_metrics.npz")
+SCORES = ["msp", "msp_r2", "const", "neg_entropy", "max_logit"]
+EDGES = ["all_correct", "all_wrong", "single_ok", "single_bad", "two_tied"]
+CASES = {
+    **{f"m_ref_{score}__": (GOLDEN[f"m_score_{score}"], GOLDEN["m_err"]) for score in SCORES},
+    "tiny_ref__": (GOLDEN["tiny_score"], GOLDEN["tiny_err"]),
+    **{f"edge_{name}__": (GOLDEN[f"edge_{name}__score"], GOLDEN[f"edge_{name}__err"]) for name in EDGES},
+}
+READINGS = {
+    "aurc_mean_tieexp": LF.aurc,
+    "aurc_trapz_thresholds_flatstart": lambda s: LF.aurc(s, form="fd_shifts"),
+    "eaurc_finite": LF.eaurc,
+    "eaurc_asym": lambda s: LF.eaurc(s, oracle="asymptotic"),
+    "augrc_trapz_origin": LF.augrc,
+}
+small = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=6)
+
+
+def case(name):
+    scores, errors = CASES[name]
+    return torch.from_numpy(scores), torch.from_numpy(errors)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("name", CASES)
+def test_areas_equal_the_brute_force_of_the_golden_file(name, reading):
+    value = READINGS[reading](LF.risk_coverage_summary(*case(name))).item()
+    assert value == pytest.approx(GOLDEN[name + reading].item(), rel=1e-12, abs=1e-15)
+
+
+def test_torch_uncertainty_form_equals_its_figures_where_nothing_is_tied():
+    summary = LF.risk_coverage_summary(*case("m_ref_msp__"))
+    theirs = dict(zip(GOLDEN["tu_fields"].tolist(), GOLDEN["tu_msp_f64"].tolist(), strict=True))
+    assert LF.aurc(summary, form="torch_uncertainty").item() == pytest.approx(theirs["AURC"], abs=1e-9)
+    assert LF.augrc(summary, form="torch_uncertainty").item() == pytest.approx(theirs["AUGRC"], abs=1e-9)
+
+
+@given(small)
+def test_areas_equal_the_mean_over_all_orders_of_the_ties(rows):
+    scores, errors = zip(*rows, strict=True)
+    n = len(rows)
+    orders = [order for order in permutations(range(n)) if all(scores[a] >= scores[b] for a, b in pairs(order))]
+    cumulative = np.array([np.cumsum([errors[i] for i in order]) for order in orders]).mean(0)
+    risks, ranks = cumulative / np.arange(1, n + 1), np.arange(1, n + 1)
+    summary = LF.risk_coverage_summary(torch.tensor(scores, dtype=torch.float64), torch.tensor(errors))
+    assert LF.aurc(summary).item() == pytest.approx(risks.mean(), abs=1e-12)
+    if n > 1:
+        expected = np.trapezoid(risks, ranks / n) / (1 - 1 / n)
+        assert LF.aurc(summary, form="torch_uncertainty").item() == pytest.approx(expected, abs=1e-12)
+        expected = np.trapezoid(cumulative / n, ranks / n) / (1 - 1 / n)
+        assert LF.augrc(summary, form="torch_uncertainty").item() == pytest.approx(expected, abs=1e-12)
+
+
+def pairs(order):
+    return zip(order, order[1:], strict=False)
+
+
+@pytest.mark.parametrize("name", [f"m_ref_{score}__" for score in SCORES])
+def test_areas_do_not_depend_on_the_order_of_the_samples(name):
+    scores, errors = case(name)
+    generator = torch.Generator().manual_seed(0)
+    expected = [read(LF.risk_coverage_summary(scores, errors)) for read in READINGS.values()]
+    for _ in range(20):
+        order = torch.randperm(len(scores), generator=generator)
+        summary = LF.risk_coverage_summary(scores[order], errors[order])
+        assert [read(summary) for read in READINGS.values()] == expected
+
+
+@pytest.mark.parametrize("increasing", [torch.exp, lambda s: 5 * s - 2, lambda s: s**3, lambda s: -1 / (s + 1)])
+def test_areas_do_not_depend_on_the_scale_of_the_scores(increasing):
+    scores, errors = case("m_ref_msp_r2__")
+    original, mapped = LF.risk_coverage_summary(scores, errors), LF.risk_coverage_summary(increasing(scores), errors)
+    for read in READINGS.values():
+        assert read(mapped) == read(original)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_augrc_is_a_function_of_accuracy_and_the_auroc_of_failures(score):
+    auroc, accuracy = GOLDEN[f"m_ref_{score}__auroc_f"], 1 - GOLDEN["m_err"].mean()
+    expected = (1 - auroc) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2
+    assert LF.augrc(*case(f"m_ref_{score}__")).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize("wrong", [0, 1, 700, 2999, 3000])
+def test_a_perfect_ranking_has_no_excess_at_all(wrong, distinct):
+    errors = torch.arange(3000) >= 3000 - wrong
+    scores = -torch.arange(3000.0) if distinct else (~errors).float()
+    assert LF.eaurc(scores, errors).item() == 0
+
+
+def test_a_constant_score_is_worth_the_error_rate():
+    errors = torch.from_numpy(GOLDEN["m_err"])
+    summary = LF.risk_coverage_summary(torch.full((3000,), 0.8), errors)
+    rate = errors.double().mean().item()
+    assert LF.aurc(summary).item() == pytest.approx(rate, rel=1e-12)
+    assert LF.augrc(summary).item() == pytest.approx(rate / 2, rel=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.integers(1, 3)), min_size=1, max_size=12))
+def test_integer_weights_give_the_areas_of_repeated_samples(rows):
+    scores, errors, weights = (torch.tensor(column) for column in zip(*rows, strict=True))
+    weighted = LF.risk_coverage_summary(scores.double(), errors, weights)
+    repeated = LF.risk_coverage_summary(scores.double().repeat_interleave(weights), errors.repeat_interleave(weights))
+    for read in READINGS.values():
+        assert read(weighted).item() == pytest.approx(read(repeated).item(), abs=1e-12)
+
+
+def test_a_thousand_bins_are_within_one_ten_thousandth():
+    scores, errors = case("m_ref_msp__")
+    bins = (scores * 1000).long().clamp(max=999)
+    counts = torch.bincount(bins, minlength=1000)
+    binned = LF.RiskCoverage.from_histogram(counts, torch.bincount(bins, errors.double(), minlength=1000))
+    exact = LF.risk_coverage_summary(scores, errors)
+    for read in READINGS.values():
+        assert read(binned).item() == pytest.approx(read(exact).item(), abs=1e-4)
+
+
+def test_unknown_conventions_name_the_nearest_one():
+    summary = LF.risk_coverage_summary(*case("tiny_ref__"))
+    with pytest.raises(ConfigurationError, match="Did you mean 'fd_shifts'"):
+        LF.aurc(summary, form="fd-shifts")
+    with pytest.raises(ConfigurationError, match="Did you mean 'asymptotic'"):
+        LF.eaurc(summary, oracle="asymptotics")
