@@ -21,10 +21,14 @@ CONFIG = "quickstart"
 
 def run_demo(arguments: Sequence[str] = ()) -> int:
     """Train, test and profile the quickstart, print one table and the run folder; options override the config."""
+    from lightning_efficient.cli.quiet import quiet
+
+    quiet()
     from lightning_efficient.cli.efficient_cli import EfficientCLI
 
+    sys.argv[1:] = ["--config", str(find(CONFIG)), *arguments]
     try:
-        cli = EfficientCLI(args=["--config", str(find(CONFIG)), *arguments], run=False)
+        cli = EfficientCLI(run=False)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         cli.trainer.test(datamodule=cli.datamodule, ckpt_path="best", verbose=False, weights_only=True)
     except ConfigurationError as error:
@@ -55,7 +59,7 @@ def summary_table(cli: EfficientCLI, footprint: Footprint) -> Table:
     from rich import box
     from rich.table import Table
 
-    from lightning_efficient.profiling import human, milliseconds
+    from lightning_efficient.profiling.render import human, milliseconds
 
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     latency = footprint.latencies[0]

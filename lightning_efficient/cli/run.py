@@ -10,11 +10,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_efficient.cli.arguments import expand
 from lightning_efficient.cli.problems import explain
+from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError, MissingExtraError, NonFiniteLossError
 
 
 def run_verb(arguments: Sequence[str]) -> int:
     """Run ``fit``, ``validate``, ``test``, ``predict`` or ``profile`` and return the exit status."""
+    quiet()
     debug = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"]
     try:

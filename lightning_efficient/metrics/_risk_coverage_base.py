@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.weak import WeakTensorKeyDictionary
 from torchmetrics import Metric
 
@@ -151,6 +153,10 @@ class RiskCoverageMetric(Metric):
         label, mark = self._legend(summary, value), self._operating_point(summary, value)
         draw_risk_coverage(ax, summary, kind=self._drawn_risk, label=label, points=[mark] if mark else [])
         return cast("Figure", ax.figure), ax
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Move the states and never cast them with a module that goes to bfloat16, where a count stops at 256."""
+        return super()._apply(lambda state: state.to(fn(state).device), exclude_state)
 
     @abstractmethod
     def _evaluate(self, summary: RiskCoverage) -> Any:

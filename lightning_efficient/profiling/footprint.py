@@ -19,9 +19,7 @@ class Latency:
         p95_ms: 95th percentile over the runs, milliseconds.
         mean_ms: Mean over the runs, milliseconds.
         throughput: Samples per second at the median.
-        runs: How many times the clock was read; the percentiles are over these.
-        calls_per_run: Forward passes between two readings. Above 1 the model is too fast for the clock, and a run is
-            the mean of that many calls.
+        runs: Forward passes that were timed, each by itself; the percentiles are over these.
         warmup: Forward passes before the first reading.
         threads: Intra-op threads of torch.
         device: Where the module was, such as ``"cpu"`` or ``"cuda:0"``.
@@ -34,7 +32,6 @@ class Latency:
     mean_ms: float
     throughput: float
     runs: int
-    calls_per_run: int
     warmup: int
     threads: int
     device: str

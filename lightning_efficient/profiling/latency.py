@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Measurement, Timer
+from torch.utils.benchmark import timer
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.profiling.footprint import Latency
@@ -21,6 +22,7 @@ _AUTOCAST = {
     "16-mixed": torch.float16,
     "16": torch.float16,
 }
+MIN_RUNS = 10
 _TRUE = {torch.float64: "64-true", torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 
 
@@ -65,20 +67,30 @@ def measure_latency(
     latencies = []
     with undisturbed(module), torch.inference_mode(), _autocast(device, precision), _current(device):
         module.eval()
-        # the timer sets the threads as well, but the warm-up comes before it
         torch.set_num_threads(threads)
         for batch_size in batch_sizes:
             args, kwargs = arguments(to_device(rebatch(example, batch_size), device))
             for _ in range(warmup):
                 module(*args, **kwargs)
-            names = {"module": module, "args": args, "kwargs": kwargs}
-            timer = Timer("module(*args, **kwargs)", globals=names, num_threads=threads)
-            latencies.append(_latency(batch_size, timer.blocked_autorange(min_run_time=min_run_time), conditions))
+            seconds = _seconds_of_calls(partial(module, *args, **kwargs), min_run_time)
+            latencies.append(_latency(batch_size, seconds, conditions))
     return tuple(latencies)
 
 
-def _latency(batch_size: int, measured: Measurement, conditions: dict[str, Any]) -> Latency:
-    times_ms = torch.tensor(measured.times, dtype=torch.double) * 1000
+def _seconds_of_calls(call: Callable[[], object], min_run_time: float) -> list[float]:
+    # blocked_autorange would time a fast model in blocks, whose means have no percentiles
+    seconds: list[float] = []
+    spent = 0.0
+    while spent < min_run_time or len(seconds) < MIN_RUNS:
+        start = timer()
+        call()
+        seconds.append(timer() - start)
+        spent += seconds[-1]
+    return seconds
+
+
+def _latency(batch_size: int, seconds: list[float], conditions: dict[str, Any]) -> Latency:
+    times_ms = torch.tensor(seconds, dtype=torch.double) * 1000
     p50, p95 = times_ms.quantile(torch.tensor([0.5, 0.95], dtype=torch.double)).tolist()
     return Latency(
         batch_size=batch_size,
@@ -87,7 +99,6 @@ def _latency(batch_size: int, measured: Measurement, conditions: dict[str, Any])
         mean_ms=times_ms.mean().item(),
         throughput=1000 * batch_size / p50,
         runs=len(times_ms),
-        calls_per_run=measured.number_per_run,
         **conditions,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ def test_torch_uncertainty_form_equals_its_figures_where_nothing_is_tied():
 def test_areas_equal_the_mean_over_all_orders_of_the_ties(rows):
     scores, errors = zip(*rows, strict=True)
     n = len(rows)
-    orders = [order for order in permutations(range(n)) if all(scores[a] >= scores[b] for a, b in pairs(order))]
+    orders = [order for order in permutations(range(n)) if all(scores[a] >= scores[b] for a, b in pairwise(order))]
     cumulative = np.array([np.cumsum([errors[i] for i in order]) for order in orders]).mean(0)
     risks, ranks = cumulative / np.arange(1, n + 1), np.arange(1, n + 1)
     summary = LF.risk_coverage_summary(torch.tensor(scores, dtype=torch.float64), torch.tensor(errors))
@@ -65,10 +65,6 @@ def test_areas_equal_the_mean_over_all_orders_of_the_ties(rows):
         assert LF.aurc(summary, form="torch_uncertainty").item() == pytest.approx(expected, abs=1e-12)
         expected = np.trapezoid(cumulative / n, ranks / n) / (1 - 1 / n)
         assert LF.augrc(summary, form="torch_uncertainty").item() == pytest.approx(expected, abs=1e-12)
-
-
-def pairs(order):
-    return zip(order, order[1:], strict=False)
 
 
 @pytest.mark.parametrize("name", [f"m_ref_{score}__" for score in SCORES])

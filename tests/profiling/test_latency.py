@@ -51,8 +51,7 @@ def test_fields_agree_with_each_other() -> None:
         assert 0 < latency.p50_ms <= latency.p95_ms
         assert latency.mean_ms > 0
         assert latency.throughput == pytest.approx(1000 * latency.batch_size / latency.p50_ms)
-        assert latency.runs >= 1
-        assert latency.calls_per_run > 1  # a layer this small is faster than the clock
+        assert latency.runs > 100  # each call is timed, or there would be no percentiles
         assert latency.warmup == 3
         assert (latency.device, latency.precision) == ("cpu", "32-true")
 
