@@ -12,7 +12,7 @@ from lightning_efficient.profiling import Footprint, Latency
 def footprint() -> Footprint:
     def latency(batch_size: int, p50_ms: float) -> Latency:
         throughput = 1000 * batch_size / p50_ms
-        return Latency(batch_size, p50_ms, 2 * p50_ms, 1.1 * p50_ms, throughput, 9, 1, 5, 2, "cpu", "32-true")
+        return Latency(batch_size, p50_ms, 2 * p50_ms, 1.1 * p50_ms, throughput, 9, 5, 2, "cpu", "32-true")
 
     timed = latency(1, 0.5), latency(8, 2.0)
     return Footprint("net", 12, 10, 48, 900, 30, 60, ("gate",), 64, "live tensors", (3, 4), timed)

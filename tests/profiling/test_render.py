@@ -18,8 +18,8 @@ def text_of(footprints: Footprint | list[Footprint]) -> str:
 
 
 def small(name: str, uncounted: tuple[str, ...] = (), threads: int = 1) -> Footprint:
-    times = Latency(1, 0.532, 0.61, 0.54, 1879.7, 9, 1, 5, threads, "cpu", "32-true")
-    times_8 = Latency(8, 2.5, 3.0, 2.6, 3200.0, 9, 1, 5, threads, "cpu", "32-true")
+    times = Latency(1, 0.532, 0.61, 0.54, 1879.7, 9, 5, threads, "cpu", "32-true")
+    times_8 = Latency(8, 2.5, 3.0, 2.6, 3200.0, 9, 5, threads, "cpu", "32-true")
     disk, peak = 6_120_000, 8_000_000
     timed = times, times_8
     return Footprint(
