@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
 from lightning_efficient import functional as LF
-from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional import RiskCoverage, RiskKind, Score
 from lightning_efficient.metrics import OperatingPoint, RiskCoverageCurve, draw_risk_coverage
 from lightning_efficient.reporting import log_curve, log_figure, log_scalars
@@ -64,6 +64,8 @@ class SelectiveCoverage(Callback):
     ) -> None:
         _check_values("risks", risks, lambda value: 0 <= value <= 1, "[0, 1]")
         _check_values("coverages", coverages, lambda value: 0 < value <= 1, "(0, 1]")
+        if kind not in get_args(RiskKind):
+            raise ConfigurationError(f"SelectiveCoverage: kind is {kind!r}.{did_you_mean(kind, get_args(RiskKind))}")
         self.risks = tuple(risks)
         self.coverages = tuple(coverages)
         self.kind = kind

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from lightning_efficient.datamodules._dataset import LabelledImages
 from lightning_efficient.datamodules._splits import stratified_split
@@ -65,6 +64,9 @@ class Digits(ImageDataModule):
 
 
 def _enlarged_digits(size: int) -> LabelledImages:
+    # scikit-learn brings pandas: two seconds of processor time that commands without digits need not pay
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     # The originals count 0 to 16 dark dots per pixel.
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
