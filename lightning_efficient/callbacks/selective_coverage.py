@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from copy import deepcopy
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,12 +17,9 @@ from torch.utils.data import DistributedSampler
 from lightning_efficient import functional as LF
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional import RiskCoverage, RiskKind, Score
-from lightning_efficient.metrics import OperatingPoint, RiskCoverageCurve, draw_risk_coverage
-from lightning_efficient.reporting import log_curve, log_figure, log_scalars
+from lightning_efficient.metrics import RiskCoverageCurve
+from lightning_efficient.reporting import log_curve, log_figure, log_scalars, risk_coverage_figure
 from lightning_efficient.typing import Batch, Predictions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CURVE_POINTS = 1000
 DEFAULT_NAME = "selective"
@@ -71,22 +69,25 @@ class SelectiveCoverage(Callback):
         self.kind = kind
         self.predictions = predictions
         self.name = name
-        self._new_metric = lambda: RiskCoverageCurve(score=score, bins=bins)
-        self._new_metric()  # an impossible score or number of bins is told here, not after an epoch
-        self._metrics: dict[int, RiskCoverageCurve] = {}
-        self._samples: dict[int, int] = {}
+        # one metric per loader; an impossible score or number of bins is told here, not after an epoch
+        self._empty = RiskCoverageCurve(score=score, bins=bins)
+        self._metrics: list[RiskCoverageCurve] = []
+        self._samples: list[int] = []
         self._last: tuple[str, RiskCoverage] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second callback of the same name."""
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, SelectiveCoverage)]  # type: ignore[attr-defined]
         if names.count(self.name) > 1:
             raise ConfigurationError(f"two SelectiveCoverage callbacks are named {self.name!r}; give each its own name")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reset()
+        """Start anew."""
+        self._reset(pl_module, trainer.val_dataloaders)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reset()
+        """Start anew."""
+        self._reset(pl_module, trainer.test_dataloaders)
 
     def on_validation_batch_end(
         self,
@@ -97,6 +98,7 @@ class SelectiveCoverage(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Add a batch."""
         self._update(pl_module, trainer.val_dataloaders, outputs, batch, dataloader_idx)
 
     def on_test_batch_end(
@@ -108,49 +110,54 @@ class SelectiveCoverage(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Add a batch."""
         self._update(pl_module, trainer.test_dataloaders, outputs, batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the values and the curve."""
         if not trainer.sanity_checking:
             self._log(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the values and the curve, and draw it."""
         self._log(trainer, pl_module, "test")
         self._draw(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the curve, unless an epoch of training follows."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._draw(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last curve."""
         self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draw the last curve of a run that was stopped."""
         self._draw(trainer)
 
-    def _reset(self) -> None:
-        self._metrics, self._samples = {}, {}
+    def _reset(self, module: LightningModule, loaders: Any) -> None:
+        self._samples = [0 for _ in tree_leaves(loaders)]
+        self._metrics = [deepcopy(self._empty).to(module.device) for _ in self._samples]
 
     def _update(self, module: LightningModule, loaders: Any, outputs: Any, batch: Batch, index: int) -> None:
         logits, target = (self.predictions or _from_outputs)(module, batch, outputs)
-        if index not in self._metrics:
-            self._metrics[index] = self._new_metric().to(logits.device)
         keep = self._first_time_seen(tree_leaves(loaders)[index], index, len(target))
         self._metrics[index].update(logits[keep], target[keep])
 
     def _first_time_seen(self, loader: Any, index: int, count: int) -> slice:
         """Return the samples of a batch that are no repetition; repetitions are the last ones of a rank."""
-        start = self._samples.get(index, 0)
-        self._samples[index] = start + count
+        start = self._samples[index]
+        self._samples[index] += count
         sampler = getattr(loader, "sampler", None)
         if not isinstance(sampler, DistributedSampler):
             return slice(count)
-        own = math.ceil((len(sampler.dataset) - sampler.rank) / sampler.num_replicas)  # type: ignore[arg-type]
+        own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
         return slice(max(0, min(count, own - start)))
 
     def _log(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         prefix = "" if stage == "val" else f"{stage}_"
-        for index, metric in sorted(self._metrics.items()):
+        for index, metric in enumerate(self._metrics):
             suffix = f"/dataloader_idx_{index}" if len(self._metrics) > 1 else ""
             summary = metric.summary()
             values = self._values(summary)
@@ -168,7 +175,9 @@ class SelectiveCoverage(Callback):
             if math.isfinite(threshold):
                 values[f"threshold_at_risk_{risk:g}"] = float(threshold)
         for share in self.coverages:
-            values[f"risk_at_coverage_{share:g}"] = float(LF.risk_at_coverage(summary, coverage=share, kind=self.kind)[0])
+            values[f"risk_at_coverage_{share:g}"] = float(
+                LF.risk_at_coverage(summary, coverage=share, kind=self.kind)[0]
+            )
         return values
 
     @property
@@ -178,23 +187,8 @@ class SelectiveCoverage(Callback):
     def _draw(self, trainer: Trainer) -> None:
         if self._last is not None:
             (key, summary), self._last = self._last, None
-            log_figure(trainer, key, lambda: self._figure(key, summary))
-
-    def _figure(self, key: str, summary: RiskCoverage) -> Figure:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        points = []
-        for risk in self.risks:
-            coverage, threshold = LF.coverage_at_risk(summary, risk=risk, kind=self.kind)
-            if float(coverage) > 0:
-                text = f"{100 * float(coverage):.1f} % answered at {100 * risk:g} % risk\nconfidence ≥ {float(threshold):.3f}"
-                points.append(OperatingPoint(float(coverage), risk, text))
-        area = f"AURC {float(LF.aurc(summary)):.4f}" if self.kind == "selective" else f"AUGRC {float(LF.augrc(summary)):.4f}"
-        title = f"{'test' if '/test_' in key else 'validation'} · {int(summary.total):,} samples"
-        axes = figure.add_subplot()
-        draw_risk_coverage(axes, summary, kind=self.kind, label=f"model, {area}", points=points, title=title)
-        return figure
+            stage = "test" if "/test_" in key else "validation"
+            log_figure(trainer, key, lambda: risk_coverage_figure(summary, stage, self.risks, self.kind))
 
 
 def from_forward(module: LightningModule, batch: Batch, outputs: Any) -> tuple[Tensor, Tensor]:
@@ -208,8 +202,8 @@ def _from_outputs(module: LightningModule, batch: Batch, outputs: Any) -> tuple[
         return outputs["logits"], outputs["target"]
     given = f"the keys {sorted(outputs)}" if isinstance(outputs, Mapping) else type(outputs).__name__
     raise ConfigurationError(
-        f"SelectiveCoverage: the step of {type(module).__name__} returns {given}; return {{'logits', 'target'}}, or pass "
-        "predictions=(a function of module, batch and step output that returns logits and target)"
+        f"SelectiveCoverage: the step of {type(module).__name__} returns {given}; return {{'logits', 'target'}}, or "
+        "pass predictions=(a function of module, batch and step output that returns logits and target)"
     )
 
 

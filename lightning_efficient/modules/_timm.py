@@ -1,12 +1,13 @@
-"""timm's factory with errors that help."""
+"""timm's factory with errors that help.
+
+timm is imported where it is used: it loads all its models and wandb, and ``fit --help`` needs neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import timm
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
@@ -31,8 +32,12 @@ def create_backbone(
     Raises:
         ConfigurationError: the name is unknown, an option does not fit the model, or the weights are out of reach.
     """
+    import timm
+
     if not timm.is_model(name):
-        raise ConfigurationError(f"model.backbone: unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}")
+        raise ConfigurationError(
+            f"model.backbone: unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}"
+        )
     arguments = dict(options or {}) if num_classes is None else {**(options or {}), "num_classes": num_classes}
     try:
         return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **arguments)
@@ -47,6 +52,8 @@ def create_backbone(
 
 def data_config(backbone: nn.Module, in_chans: int) -> dict[str, Any]:
     """Return how a timm model wants its input, with one mean and deviation per channel of ``in_chans``."""
+    from timm.data import resolve_model_data_config
+
     config = resolve_model_data_config(backbone)
     config["input_size"] = (in_chans, *config["input_size"][1:])
     for statistic in ("mean", "std"):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from timm.data import Mixup
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -19,6 +17,9 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import confidence
 from lightning_efficient.metrics import AURC
 from lightning_efficient.modules._timm import create_backbone, data_config
+
+if TYPE_CHECKING:
+    from timm.data import Mixup
 
 
 class ImageClassifier(pl.LightningModule):
@@ -75,7 +76,7 @@ class ImageClassifier(pl.LightningModule):
         # given as Python callables they could not be loaded from a checkpoint; from a config they are plain values
         self.save_hyperparameters(ignore=() if hyperparameters_are_given() else ("optimizer", "lr_scheduler"))
         self.backbone = create_backbone(backbone, pretrained, num_classes, in_chans, backbone_kwargs)
-        self.num_classes = int(num_classes if num_classes is not None else self.backbone.num_classes)
+        self.num_classes = cast(int, self.backbone.num_classes if num_classes is None else num_classes)
         self.in_chans = in_chans
         self.data_config = data_config(self.backbone, in_chans)
         self.mixing = self._mixing(mixup, cutmix, label_smoothing)
@@ -97,11 +98,15 @@ class ImageClassifier(pl.LightningModule):
             raise ConfigurationError(f"model.mixup is {mixup} and model.cutmix is {cutmix}; neither may be negative")
         if max(mixup, cutmix) == 0:
             return None
+        from timm.data import Mixup
+
         return Mixup(
             mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=label_smoothing, num_classes=self.num_classes
         )
 
     def _train_loss(self, loss: str, label_smoothing: float) -> nn.Module:
+        from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+
         if loss == "bce":
             # with mixed targets the smoothing is in the targets already
             return BinaryCrossEntropy(smoothing=0.0 if self.mixing else label_smoothing)
@@ -151,22 +156,20 @@ class ImageClassifier(pl.LightningModule):
                 "set model.in_chans and data.in_chans to the same number"
             )
         # reading a label waits for the device, so only the CPU looks at every batch
-        if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+        if (
+            labels.device.type == "cpu"
+            and len(labels)
+            and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
+        ):
             raise ConfigurationError(
                 f"model.num_classes is {self.num_classes}, so labels must be 0 to {self.num_classes - 1}, but a batch "
                 f"has labels from {int(labels.min())} to {int(labels.max())}"
             )
 
-    def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        even = len(images) - len(images) % 2  # timm pairs the batch with its mirror image
-        mixed, targets = self.mixing(images[:even], labels[:even])
-        rest = nn.functional.one_hot(labels[even:], self.num_classes).to(targets.dtype)
-        return torch.cat([mixed, images[even:]]), torch.cat([targets, rest])
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return ``{"loss", "logits", "target"}`` of a batch; with Mixup or CutMix the targets are soft."""
         self._check(*batch)
-        images, target = self._mix(*batch) if self.mixing else batch
+        images, target = _mix(self.mixing, *batch) if self.mixing else batch
         logits = self(images)
         loss = self.train_loss(logits, target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
@@ -187,10 +190,17 @@ class ImageClassifier(pl.LightningModule):
         loss = self.eval_loss(logits.float(), target)
         metrics.update(logits.float(), target)
         self.log(f"{stage}/loss", loss, batch_size=len(images), sync_dist=True)
-        self.log_dict(metrics, prog_bar=False, batch_size=len(images))  # type: ignore[arg-type]
+        self.log_dict(metrics, batch_size=len(images))
         return {"loss": loss, "logits": logits, "target": target}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return ``{"logits", "prediction", "confidence"}`` of a batch of images, with or without labels."""
         logits = self(batch[0] if isinstance(batch, list | tuple) else batch)
         return {"logits": logits, "prediction": logits.argmax(1), "confidence": confidence(logits)}
+
+
+def _mix(mixing: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    even = len(images) - len(images) % 2  # timm pairs the batch with its mirror image
+    mixed, targets = mixing(images[:even], labels[:even])
+    rest = nn.functional.one_hot(labels[even:], mixing.num_classes).to(targets.dtype)
+    return torch.cat([mixed, images[even:]]), torch.cat([targets, rest])

@@ -14,6 +14,7 @@ from lightning_efficient import functional as LF
 from lightning_efficient.datamodules import Digits
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.modules import ImageClassifier
+from lightning_efficient.modules.image_classifier import _mix
 
 TINY = "test_resnet"
 
@@ -100,12 +101,16 @@ def test_an_unknown_backbone_names_the_closest_models() -> None:
 
 
 def test_an_option_that_the_backbone_does_not_take_is_named() -> None:
-    with pytest.raises(ConfigurationError, match="model.backbone_kwargs: test_resnet cannot be built with .*dropp_rate"):
+    with pytest.raises(
+        ConfigurationError, match=r"model.backbone_kwargs: test_resnet cannot be built with .*dropp_rate"
+    ):
         tiny(backbone_kwargs={"dropp_rate": 0.1})
 
 
 def test_too_few_classes_for_the_data_are_told_before_training() -> None:
-    with pytest.raises(ConfigurationError, match="num_classes is 5, but Digits has 10 classes; set model.num_classes to 10"):
+    with pytest.raises(
+        ConfigurationError, match=r"num_classes is 5, but Digits has 10 classes; set model.num_classes to 10"
+    ):
         trainer().fit(tiny(num_classes=5), datamodule=digits())
 
 
@@ -152,7 +157,7 @@ def test_pretrained_weights_load_from_a_file_through_timm(tmp_path: Path) -> Non
 
 def test_weights_out_of_reach_are_told_in_one_line(tmp_path: Path) -> None:
     overlay = {"file": str(tmp_path / "absent.pth")}
-    with pytest.raises(ConfigurationError, match="model.pretrained: the weights of test_resnet could not be loaded"):
+    with pytest.raises(ConfigurationError, match=r"model.pretrained: the weights of test_resnet could not be loaded"):
         tiny(pretrained=True, backbone_kwargs={"pretrained_cfg_overlay": overlay})
 
 
@@ -160,7 +165,7 @@ def test_weights_out_of_reach_are_told_in_one_line(tmp_path: Path) -> None:
 def test_mixed_targets_are_distributions_even_for_an_odd_batch(loss: Any) -> None:
     module = tiny(mixup=0.4, cutmix=1.0, label_smoothing=0.1, loss=loss)
     labels = torch.tensor([0, 1, 2, 3, 4])
-    images, targets = module._mix(torch.randn(5, 1, 32, 32), labels)
+    images, targets = _mix(module.mixing, torch.randn(5, 1, 32, 32), labels)
     assert images.shape == (5, 1, 32, 32)
     assert torch.allclose(targets.sum(1), torch.ones(5))
     assert torch.isfinite(module.train_loss(module(images), targets))
