@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,21 @@ def test_wandb_offline_run_reads_back_with_scalars_table_curve_and_picture(tmp_p
 def wandb_history(file: Path) -> list[dict[str, str]]:
     """Rows of an offline run as ``{key: JSON text}``."""
     rows = []
-    for data in leveldb_log(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in wandb_records(file):
         if record.HasField("history"):
             items = record.history.item
             rows.append({item.key or ".".join(item.nested_key): item.value_json for item in items})
     return rows
+
+
+def wandb_records(file: Path) -> list[Any]:
+    """Records of an offline run; another process writes them, some time after ``finish`` has returned."""
+    records: list[Any] = []
+    deadline = time.monotonic() + 30
+    while not any(record.HasField("exit") for record in records) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_log(file.read_bytes())]
+    return records
 
 
 def leveldb_log(content: bytes, block: int = 32768, file_header: int = 7) -> Iterator[bytes]:
