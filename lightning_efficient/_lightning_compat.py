@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch.utils._pytree import tree_leaves
+
+from lightning_efficient.errors import ConfigurationError
+
+_FOUND_BY_LIGHTNING = ("best", "last", "hpc", "registry")
 
 
 def train_loaders_given_to_fit(trainer: Trainer) -> list[Any]:
@@ -25,7 +29,7 @@ def train_loaders_given_to_fit(trainer: Trainer) -> list[Any]:
 
 
 def hyperparameters_are_given() -> bool:
-    """Tell whether LightningCLI or a checkpoint builds the module, with hyper-parameters that are plain values."""
+    """Tell whether LightningCLI is building a module, from hyper-parameters that are plain values."""
     return _given_hyperparameters.get() is not None
 
 
@@ -33,38 +37,73 @@ class ExplicitArgumentsWin(LightningCLI):
     """A LightningCLI in which configs and options win over the hyper-parameters stored in a checkpoint.
 
     Lightning merges a checkpoint's hyper-parameters over what was typed, so ``fit --model.lr 0.9 --ckpt_path x`` would
-    train with the old rate. Here they are parsed as a config file before all others.
+    train with the old rate. Here they are the defaults, and ``test --data NAME --ckpt_path x`` needs no model.
     """
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse once for ``ckpt_path``, and again on top of the hyper-parameters that it holds."""
+        """Parse with the model of the checkpoint, if there is one, as the default."""
+        typed = _typed_ckpt_path(sys.argv[1:] if args is None else args)
+        self._default_to_model_of(typed)
         super().parse_arguments(parser, args)
         verb = self.config.get("subcommand")
-        stored = _stored_model(self.config[verb].get("ckpt_path")) if verb and not isinstance(args, dict) else None
-        if stored is None:
-            return
-        words = list(sys.argv[1:] if args is None else args)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "checkpoint_hyper_parameters.yaml"
-            file.write_text(yaml.safe_dump({"model": stored}))
-            self.config = parser.parse_args([verb, "--config", str(file), *words[words.index(verb) + 1 :]])
+        configured = self.config[verb].get("ckpt_path") if verb else None
+        if configured != typed:
+            self._default_to_model_of(configured)
+            super().parse_arguments(parser, args)
+
+    def _default_to_model_of(self, ckpt_path: str | None) -> None:
+        if ckpt_path and (stored := _stored_model(ckpt_path)):
+            for parser in self._subcommand_parsers.values():
+                parser.set_defaults({"model": stored})
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: ``parse_arguments`` has done it in the other order."""
 
 
-def _stored_model(ckpt_path: Any) -> dict[str, Any] | None:
-    if not ckpt_path or not Path(ckpt_path).is_file():
+class ParsesOnly(LightningCLI):
+    """Mixed into a LightningCLI: it parses its arguments, and seeds, builds and runs nothing."""
+
+    def _set_seed(self) -> None:
+        """Leave the random states alone."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Look at nothing, since nothing was built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def _typed_ckpt_path(args: ArgsType) -> str | None:
+    if not isinstance(args, list):
         return None
-    # a checkpoint that executes code is refused here
-    stored = torch.load(ckpt_path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
-    stored = {key: value for key, value in stored.items() if key != "_instantiator"}
-    class_path = stored.pop("_class_path", None)
-    return {"class_path": class_path, "init_args": stored} if class_path else None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path", nargs="?")
+    return parser.parse_known_args(args)[0].ckpt_path
+
+
+def _stored_model(ckpt_path: str) -> dict[str, Any] | None:
+    path = Path(ckpt_path)
+    if not path.is_file():
+        if path.is_dir() or "://" in ckpt_path or ckpt_path.partition(":")[0] in _FOUND_BY_LIGHTNING:
+            return None
+        raise ConfigurationError(f"ckpt_path: there is no checkpoint {ckpt_path!r}")
+    try:
+        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+    except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        unsafe = "unsupported" in str(error).lower()
+        reason = (
+            "could run code when it is loaded, so it is refused" if unsafe else "is no checkpoint, or it is damaged"
+        )
+        raise ConfigurationError(f"ckpt_path: {ckpt_path!r} {reason}") from error
+    arguments = {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")}
+    return {"class_path": stored["_class_path"], "init_args": arguments} if "_class_path" in stored else None
 
 
 def option_names(parser: LightningArgumentParser) -> list[str]:
     """Return the names of all options of a parser and of its verbs, such as ``trainer.max_epochs``."""
     verbs = parser._subcommands_action._name_parser_map if parser._subcommands_action else {}
-    names = [action.dest for one in (parser, *verbs.values()) for action in one._actions]
-    return sorted({name.partition(":")[0] for name in names})
+    names = {action.dest.partition(":")[0] for one in (parser, *verbs.values()) for action in one._actions}
+    return sorted(name for name in names if not name.endswith(".help"))

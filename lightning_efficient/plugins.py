@@ -83,7 +83,7 @@ def callbacks_from_environment() -> list[Callback]:
     return [known[name]() for name in names]
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Callback]) -> Iterator[type[Callback]]:
     for child in cls.__subclasses__():
         yield child
         yield from _subclasses(child)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lightning_efficient.cli.config_files import find
 from lightning_efficient.errors import ConfigurationError
@@ -24,7 +24,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
         ConfigurationError: an unknown config, ``--timm`` together with ``--model``, or an option without its value.
     """
     expanded: list[str] = []
-    rest = list(_one_word_options(arguments))
+    rest = _separated(arguments)
     if "--timm" in rest and "--model" in rest:
         raise ConfigurationError("--timm and --model both name the model; give one of them")
     words = iter(rest)
@@ -43,7 +43,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
     return expanded
 
 
-def _one_word_options(arguments: Sequence[str]) -> Sequence[str]:
+def _separated(arguments: Sequence[str]) -> list[str]:
     """Split ``--config=name`` and the like into two words."""
     words: list[str] = []
     for word in arguments:
@@ -52,11 +52,11 @@ def _one_word_options(arguments: Sequence[str]) -> Sequence[str]:
     return words
 
 
-def _value_of(option: str, words: object) -> str:
-    value = next(words, None)  # type: ignore[call-overload]
-    if value is None or value.startswith("--"):
+def _value_of(option: str, words: Iterator[str]) -> str:
+    value = next(words, "--")
+    if value.startswith("--"):
         raise ConfigurationError(f"{option} needs a value")
-    return str(value)
+    return value
 
 
 def _classifier(backbone: str) -> list[str]:

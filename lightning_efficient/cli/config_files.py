@@ -10,7 +10,7 @@ from lightning_efficient.errors import ConfigurationError, did_you_mean
 
 OWN = "lightning-efficient"
 FRAGMENTS = ("trainer", "logger", "data")
-"""Folders whose files are no whole experiments: they compose with one."""
+"""Folders of files that are no whole experiments: they compose with one."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class ConfigFile:
         with self.path.open(encoding="utf-8") as file:
             first = file.readline().strip()
         return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-    @property
-    def is_fragment(self) -> bool:
-        """Whether the file only works together with a whole experiment."""
-        return self.name.split("/")[-2:-1] != [] and self.name.split("/")[-2] in FRAGMENTS
 
 
 def shipped() -> dict[str, ConfigFile]:
@@ -57,10 +52,15 @@ def find(name: str) -> Path:
     config = known.get(name.removesuffix(".yaml"))
     if config is None:
         raise ConfigurationError(
-            f"--config: no file and no shipped config is named {name!r}.{did_you_mean(name, known)} "
+            f"no file and no shipped config is named {name!r}.{did_you_mean(name, known)} "
             "All names: lightning-efficient configs ls"
         )
     return config.path
+
+
+def is_fragment(file: Path) -> bool:
+    """Tell whether a config only works together with a whole experiment."""
+    return file.resolve().parent.name in FRAGMENTS
 
 
 def _read(folder: Path, prefix: str, owner: str) -> dict[str, ConfigFile]:

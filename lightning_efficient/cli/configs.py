@@ -4,44 +4,57 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lightning_efficient.cli.config_files import OWN, ConfigFile, find, shipped
+from lightning_efficient.cli.output import complain, say
 from lightning_efficient.errors import ConfigurationError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of whole option names whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message}; see {self.prog} --help")
 
 
 def run_configs(arguments: Sequence[str]) -> int:
     """Run ``configs ls | cat | cp | check`` and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="lightning-efficient configs", description="The configs that --config finds by name.", allow_abbrev=False
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ls | cat | cp | check")
-    actions.add_parser("ls", help="list names, and what each is")
-    actions.add_parser("cat", help="print a config").add_argument("name")
-    copy = actions.add_parser("cp", help="copy a config to a file of your own, to be edited")
-    copy.add_argument("name")
-    copy.add_argument("target", nargs="?", type=Path, help="file or folder; by default the current folder")
-    copy.add_argument("--force", action="store_true", help="overwrite the target")
-    check = actions.add_parser("check", help="parse configs as fit would, without building anything (imports torch)")
-    check.add_argument("names", nargs="*", help="names or files; by default all that are shipped")
-    options = parser.parse_args(arguments)
     try:
-        match options.action:
-            case "ls":
-                print(_listing(list(shipped().values())))
-            case "cat":
-                print(find(options.name).read_text(encoding="utf-8"), end="")
-            case "cp":
-                print(_copy(find(options.name), options.target or Path(), options.force))
-            case "check":
-                from lightning_efficient.cli.check import check_configs
-
-                return check_configs(options.names)
+        return _run(_parser().parse_args(arguments))
     except (ConfigurationError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lightning-efficient configs", description="The configs that --config finds by name.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ls | cat | cp | check")
+    actions.add_parser("ls", help="list names, and what each is", allow_abbrev=False)
+    actions.add_parser("cat", help="print a config", allow_abbrev=False).add_argument("name")
+    copy = actions.add_parser("cp", help="copy a config to a file of your own, to be edited", allow_abbrev=False)
+    copy.add_argument("name")
+    copy.add_argument("target", nargs="?", type=Path, default=Path(), help="file or folder; by default this folder")
+    copy.add_argument("--force", action="store_true", help="overwrite the target")
+    check = actions.add_parser("check", help="parse configs as fit would (loads torch)", allow_abbrev=False)
+    check.add_argument("names", nargs="*", help="names or files; by default all that are shipped")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    match options.action:
+        case "ls":
+            say(_listing(list(shipped().values())))
+        case "cat":
+            say(find(options.name).read_text(encoding="utf-8").rstrip("\n"))
+        case "cp":
+            say(str(_copy(find(options.name), options.target, options.force)))
+        case "check":
+            from lightning_efficient.cli.check import check_configs
+
+            return check_configs(options.names)
     return 0
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_efficient.cli.config_files import find
+from lightning_efficient.cli.output import complain
 from lightning_efficient.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run_demo(arguments: Sequence[str] = ()) -> int:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         cli.trainer.test(datamodule=cli.datamodule, ckpt_path="best", verbose=False, weights_only=True)
     except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     _report(cli)
     return 0
@@ -44,7 +44,8 @@ def _report(cli: EfficientCLI) -> None:
     from lightning_efficient.callbacks import LatencyProfiler
     from lightning_efficient.reporting import run_dir
 
-    footprint = next(c.footprint for c in cli.trainer.callbacks if isinstance(c, LatencyProfiler))  # type: ignore[attr-defined]
+    profilers = (one for one in cli.trainer.callbacks if isinstance(one, LatencyProfiler))  # type: ignore[attr-defined]
+    footprint = next(one.footprint for one in profilers if one.footprint)
     console = Console()
     console.print(summary_table(cli, footprint))
     folder = run_dir(cli.trainer)
@@ -66,15 +67,17 @@ def summary_table(cli: EfficientCLI, footprint: Footprint) -> Table:
     coverage = metrics["selective/test_coverage_at_risk_0.01"]
     threshold = metrics.get("selective/test_threshold_at_risk_0.01")
     title = f"{CONFIG} · {type(cli.datamodule).__name__} · {cli.model.hparams['backbone']}"
-    caption = f"seed {cli.config['seed_everything']} · torch {torch.__version__} · {latency.device}, {latency.threads} threads"
+    machine = f"{latency.device}, {latency.threads} threads"
+    caption = f"seed {cli.config['seed_everything']} · torch {torch.__version__} · {machine}"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    times = f"{milliseconds(latency.p50_ms)} / {milliseconds(latency.p95_ms)}"
     cells = {
         "accuracy": f"{100 * metrics['test/accuracy']:.1f} %",
         "AURC": f"{metrics['selective/test_aurc']:.4f}",
         "coverage at 1 % risk": f"{100 * coverage:.1f} %" + (f" (confidence ≥ {threshold:.3f})" if threshold else ""),
         "params": human(footprint.parameters),
         "MACs": human(footprint.macs),
-        "latency p50 / p95": f"{milliseconds(latency.p50_ms)} / {milliseconds(latency.p95_ms)} (batch {latency.batch_size})",
+        "latency p50 / p95": f"{times} (batch {latency.batch_size})",
     }
     for name in cells:
         table.add_column(name, justify="right")

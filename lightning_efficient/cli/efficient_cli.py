@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 import lightning_efficient.callbacks
@@ -20,6 +21,12 @@ from lightning_efficient.cli.trainer import EfficientTrainer
 from lightning_efficient.errors import ConfigurationError, MissingExtraError
 
 VERBS = ("fit", "validate", "test", "predict", "profile")
+LOADER = {
+    "fit": "train_dataloader",
+    "validate": "val_dataloader",
+    "test": "test_dataloader",
+    "predict": "predict_dataloader",
+}
 STRICT = {"exit_on_error": False, "allow_abbrev": False}
 
 
@@ -41,7 +48,7 @@ class EfficientCLI(ExplicitArgumentsWin):
             save_config_callback=RunFolder,
             trainer_class=EfficientTrainer,
             seed_everything_default=0,
-            parser_kwargs={**STRICT, **({verb: STRICT for verb in VERBS} if run else {})},
+            parser_kwargs=STRICT | (dict.fromkeys(VERBS, STRICT) if run else {}),
             auto_configure_optimizers=False,  # it would build the optimiser before callbacks can add parameters
             args=args,
             run=run,
@@ -62,6 +69,12 @@ class EfficientCLI(ExplicitArgumentsWin):
             raise
         except Exception as error:  # whatever a class raises here, it was given by an option
             raise ConfigurationError(explain(error)) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Say that the data are missing, before Lightning looks for them."""
+        hook = LOADER.get(self.subcommand or "")
+        if hook and self.datamodule is None and getattr(type(self.model), hook) is getattr(LightningModule, hook):
+            raise ConfigurationError("missing data: give --data NAME, such as Digits, or a --config that has it")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

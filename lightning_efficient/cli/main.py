@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_efficient._version import __version__
+from lightning_efficient.cli.output import complain, say
 from lightning_efficient.errors import did_you_mean
 
 VERBS = {
@@ -32,8 +33,7 @@ A first run:
 Options of a verb: lightning-efficient VERB --help
   -h, --help     show this page
   --version      show the version
-  --debug        after a verb: show the traceback of an error
-"""
+  --debug        after a verb: show the traceback of an error"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,16 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "help"):
-        print(HELP, end="")
+        say(HELP)
         return 0
     if verb == "--version":
-        print(f"lightning-efficient {__version__}")
+        say(f"lightning-efficient {__version__}")
         return 0
     if verb not in VERBS:
-        print(
-            f"error: unknown verb {verb!r}.{did_you_mean(verb, VERBS)} It must be one of: {', '.join(VERBS)}",
-            file=sys.stderr,
-        )
+        complain(f"unknown verb {verb!r}.{did_you_mean(verb, VERBS)} It must be one of: {', '.join(VERBS)}")
         return 2
     # only what the verb needs is imported: torch and Lightning take ten seconds of processor time
     try:
@@ -73,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_verb(arguments)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        sys.stderr.write("interrupted\n")
         return 130
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         sys.stderr.close()

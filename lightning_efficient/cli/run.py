@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_efficient.cli.arguments import expand
+from lightning_efficient.cli.output import complain
 from lightning_efficient.cli.problems import explain
 from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError, MissingExtraError, NonFiniteLossError
@@ -24,17 +25,21 @@ def run_verb(arguments: Sequence[str]) -> int:
     except (ConfigurationError, MisconfigurationException, MissingExtraError, NonFiniteLossError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {explain(error)}", file=sys.stderr)
+        complain(explain(error))
         return 1 if isinstance(error, NonFiniteLossError) else 2
     return 0
 
 
 def _run(words: list[str]) -> None:
-    import timm
-
-    words = expand(words, timm.is_model)
+    words = expand(words, _is_timm_model)
     # Lightning starts the other processes of a distributed run with sys.argv
     sys.argv[1:] = words
     from lightning_efficient.cli.efficient_cli import EfficientCLI
 
     EfficientCLI()
+
+
+def _is_timm_model(name: str) -> bool:
+    import timm  # slow to load, and needed only where a model is named
+
+    return timm.is_model(name)

@@ -15,12 +15,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.reporting import run_dir
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as shells have it."""
+
 # weights, and two moments per weight as Adam has them, twice: a new checkpoint is written before the old one goes
 BYTES_PER_PARAMETER = 2 * 3 * 4
 
 
 class RunFolder(SaveConfigCallback):
-    """Keep ``config.yaml`` in the run folder, refuse a folder that cannot hold a run, save on Ctrl-C.
+    """Keep ``config.yaml`` in the run folder, refuse a folder that cannot hold a run, save when a run is stopped.
 
     Raises:
         ConfigurationError: before training: the folder cannot be written to, or the disk has too little room.
@@ -36,20 +39,34 @@ class RunFolder(SaveConfigCallback):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         except OSError as error:
-            raise ConfigurationError(
-                f"the run folder {folder} cannot be written to ({error.strerror}); choose another with save_dir of the "
-                "logger, or --trainer.default_root_dir"
-            ) from error
+            raise _not_writable(folder, error) from error
         if stage == "fit" and any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             _check_room(folder, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save ``checkpoints/interrupted.ckpt`` when the user or a scheduler stops a fit."""
+        if isinstance(exception, OSError) and not self.already_saved:
+            _explain_logger(trainer, exception)
         stopped = isinstance(exception, KeyboardInterrupt) or trainer.received_sigterm
-        if stopped and trainer.state.fn == "fit" and trainer.global_step > 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
             path = run_dir(trainer) / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path)
             rank_zero_info(f"saved {path}; go on with --ckpt_path {path}")
+
+
+def _explain_logger(trainer: Trainer, error: OSError) -> None:
+    # a logger makes its folder before any callback is asked
+    for logger in trainer.loggers:
+        folder = Path(logger.save_dir or trainer.default_root_dir)
+        if error.filename and Path(error.filename).is_relative_to(folder):
+            raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the run folder {folder} cannot be written to ({error.strerror}); choose another with save_dir of the logger, "
+        "or --trainer.default_root_dir"
+    )
 
 
 def _check_room(folder: Path, module: LightningModule) -> None:
@@ -60,6 +77,3 @@ def _check_room(folder: Path, module: LightningModule) -> None:
             f"the disk of {folder} has {free / 1e6:.0f} MB free, and two checkpoints of this model can take "
             f"{needed / 1e6:.0f} MB; make room, or choose another folder with save_dir of the logger"
         )
-
-
-INTERRUPTED = 128 + signal.SIGINT

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from lightning_efficient.cli.output import say
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.profiling import profile_module
 
 
 class EfficientTrainer(Trainer):
@@ -37,26 +38,37 @@ class EfficientTrainer(Trainer):
         """
         from rich.console import Console
 
-        from lightning_efficient.profiling import footprint_table, profile_module
+        from lightning_efficient.cli.footprint_page import footprint_page
 
         shape = _sample_shape(model, datamodule, input_shape)
         model.to(self.strategy.root_device)
-        footprint = profile_module(
-            model,
-            input_shape=shape,
-            name=getattr(model.hparams, "backbone", None) or type(model).__name__,
-            batch_sizes=batch_sizes or [1],
-            threads=threads,
-            min_run_time=min_run_time_s,
-        )
+        try:
+            footprint = profile_module(
+                model,
+                input_shape=shape,
+                name=getattr(model.hparams, "backbone", None) or type(model).__name__,
+                batch_sizes=batch_sizes or [1],
+                threads=threads,
+                min_run_time=min_run_time_s,
+            )
+        except (RuntimeError, AssertionError) as error:
+            message = f"the model does not run on an input of shape {list(shape)} ({error}); give another --input_shape"
+            raise ConfigurationError(message) from error
         text = json.dumps(footprint.to_dict(), indent=2)
         if json_file == "-":
-            sys.stdout.write(text + "\n")
+            say(text)
             return
-        Console().print(footprint_table(footprint))
+        Console().print(footprint_page(footprint))
         if json_file:
-            Path(json_file).write_text(text + "\n")
-            sys.stdout.write(f"{json_file}\n")
+            _write(Path(json_file), text)
+            say(json_file)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"json_file: {file} cannot be written ({error.strerror})") from error
 
 
 def _sample_shape(

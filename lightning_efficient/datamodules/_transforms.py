@@ -1,4 +1,7 @@
-"""From options in timm's words to transforms: PIL image in, normalised tensor out."""
+"""From options in timm's words to transforms: PIL image in, normalised tensor out.
+
+timm is imported where it is used: it loads all its models and wandb, and ``fit --help`` needs neither.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
@@ -63,6 +65,8 @@ class Preparation:
             >>> Preparation.resolve((1, 32, 32), {"mean": None, "std": [0.2]}, {"mean": (0.2, 0.3, 0.4)})
             Preparation(input_shape=(1, 32, 32), mean=(0.3,), std=(0.2,), interpolation='bilinear')
         """
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
         known: dict[str, Any] = {
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
@@ -93,6 +97,8 @@ class Preparation:
         return self._built({"is_training": False, "crop_pct": crop_pct})
 
     def _built(self, words: Mapping[str, Any]) -> Transform:
+        from timm.data import create_transform
+
         common = {"mean": self.mean, "std": self.std, "interpolation": self.interpolation}
         try:
             return create_transform(self.input_shape, **{**common, **words})

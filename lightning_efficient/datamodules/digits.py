@@ -64,7 +64,7 @@ class Digits(ImageDataModule):
 
 
 def _enlarged_digits(size: int) -> LabelledImages:
-    # scikit-learn brings pandas: two seconds of processor time that commands without digits need not pay
+    # it loads pandas, which a command line that reads no digits should not wait for
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -90,7 +90,9 @@ def test_what_is_logged_is_the_metric_of_all_samples(tmp_path: Path) -> None:
         assert 0 < float(coverage) < 1
         assert logged[f"selective/val_coverage_at_risk_{risk}"] == pytest.approx(float(coverage), rel=1e-6)
         assert logged[f"selective/val_threshold_at_risk_{risk}"] == pytest.approx(float(threshold), rel=1e-6)
-    assert logged["selective/val_risk_at_coverage_1"] == pytest.approx(float(summary.total_loss / summary.total), rel=1e-6)
+    assert logged["selective/val_risk_at_coverage_1"] == pytest.approx(
+        float(summary.total_loss / summary.total), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("score", ["margin", "entropy", "energy", "max_logit", lambda logits: -logits.std(1)])
@@ -98,7 +100,9 @@ def test_the_score_decides_the_ranking(tmp_path: Path, score: Any) -> None:
     module, data = Friend(), loader()
     run = trainer(tmp_path, SelectiveCoverage(score=score))
     run.validate(module, data, verbose=False)
-    assert run.callback_metrics["selective/val_aurc"] == pytest.approx(float(LF.aurc(expected(module, data, score))), rel=1e-6)
+    assert run.callback_metrics["selective/val_aurc"] == pytest.approx(
+        float(LF.aurc(expected(module, data, score))), rel=1e-6
+    )
 
 
 def test_a_module_that_knows_nothing_of_us_works_with_a_function_of_the_batch(tmp_path: Path) -> None:
@@ -164,7 +168,9 @@ def test_test_has_names_and_files_of_its_own(tmp_path: Path) -> None:
     module, data = WithTest(), loader()
     run = trainer(tmp_path, SelectiveCoverage())
     run.test(module, data, verbose=False)
-    assert run.callback_metrics["selective/test_aurc"] == pytest.approx(float(LF.aurc(expected(module, data))), rel=1e-6)
+    assert run.callback_metrics["selective/test_aurc"] == pytest.approx(
+        float(LF.aurc(expected(module, data))), rel=1e-6
+    )
     files = {path.name for path in (tmp_path / "run" / "version_0").iterdir()}
     assert {"test_risk_coverage.png", "test_risk_coverage.csv"} <= files
     assert "risk_coverage.png" not in files

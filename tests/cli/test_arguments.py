@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from lightning_efficient.cli.arguments import CLASSIFIER, expand
+from lightning_efficient.cli.config_files import find
+from lightning_efficient.errors import ConfigurationError
+
+QUICKSTART = str(find("quickstart"))
+RESNET = ["--model", CLASSIFIER, "--model.backbone", "resnet18"]
+
+
+def expanded(*words: str) -> list[str]:
+    return expand(words, {"resnet18"}.__contains__)
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        (["--config", "quickstart"], ["--config", QUICKSTART]),
+        (["--config=quickstart"], ["--config", QUICKSTART]),
+        (["-c", "quickstart"], ["--config", QUICKSTART]),
+        (["-c=quickstart.yaml"], ["--config", QUICKSTART]),
+        (["--config", QUICKSTART], ["--config", QUICKSTART]),
+        (["--config", "{trainer: {max_epochs: 1}}"], ["--config", "{trainer: {max_epochs: 1}}"]),
+        (["--timm", "resnet18"], RESNET),
+        (["--timm=resnet18"], RESNET),
+        (["--model", "resnet18"], RESNET),
+        (["--model=resnet18"], RESNET),
+        (["--model", "ImageClassifier"], ["--model", "ImageClassifier"]),
+        (["--data=Digits", "--model.loss=bce"], ["--data=Digits", "--model.loss=bce"]),
+    ],
+)
+def test_short_forms_are_written_out(words: list[str], meaning: list[str]) -> None:
+    assert expanded("fit", *words, "--trainer.max_epochs", "3") == ["fit", *meaning, "--trainer.max_epochs", "3"]
+
+
+def test_configs_keep_their_order() -> None:
+    words = expanded("fit", "--config", "quickstart", "--config", "trainer/bf16")
+    assert words == ["fit", "--config", QUICKSTART, "--config", str(find("trainer/bf16"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config"], "--config needs a value"),
+        (["--config", "--timm", "resnet18"], "--config needs a value"),
+        (["--timm"], "--timm needs a value"),
+        (["--config", "quickstrat"], "Did you mean 'quickstart'"),
+        (["--timm", "resnet18", "--model", "ImageClassifier"], "--timm and --model both name the model"),
+        (["--timm=resnet18", "--model=ImageClassifier"], "--timm and --model both name the model"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        expanded("profile", *words)

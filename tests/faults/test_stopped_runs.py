@@ -1,0 +1,66 @@
+"""Runs that are killed or interrupted go on as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+Fit = Callable[..., Any]
+STEPS = 15
+
+
+def stop_at(step: int, name: str) -> tuple[str, ...]:
+    return (
+        "--trainer.callbacks+=faults.SignalAt",
+        f"--trainer.callbacks.step={step}",
+        f"--trainer.callbacks.name={name}",
+    )
+
+
+def checkpoint(version: int, name: str = "last.ckpt") -> Path:
+    return Path(f"runs/quickstart/version_{version}/checkpoints/{name}")
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    one, other = load(left)["state_dict"], load(right)["state_dict"]
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_weights_of_the_uninterrupted_one(fit: Fit) -> None:
+    assert fit().status == 0
+    # in mid-epoch with worker processes
+    killed = fit(*stop_at(8, "SIGKILL"), "--data.num_workers=2")
+    assert killed.status == -9
+    resumed = fit("--data.num_workers=2", "--ckpt_path", "steps/step=8-v1.ckpt")
+    assert resumed.status == 0, resumed.stderr
+    assert load(checkpoint(2))["global_step"] == STEPS
+    assert same_weights(checkpoint(0), checkpoint(2))
+    # at the end of an epoch
+    assert fit(*stop_at(10, "SIGKILL")).status == -9
+    assert load(checkpoint(3))["global_step"] == 10
+    assert fit("--ckpt_path", checkpoint(3)).status == 0
+    assert same_weights(checkpoint(0), checkpoint(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_stopped_run_leaves_a_checkpoint_to_go_on_from(fit: Fit, name: str) -> None:
+    stopped = fit(*stop_at(8, name))
+    assert stopped.status == 130 if name == "SIGINT" else stopped.status > 128
+    assert "Traceback" not in stopped.stderr
+    saved = checkpoint(0, "interrupted.ckpt")
+    assert f"go on with --ckpt_path {saved}" in stopped.stderr
+    resumed = fit("--ckpt_path", saved)
+    assert resumed.status == 0, resumed.stderr
+    # the step in which Ctrl-C came had taken its batch
+    assert load(checkpoint(1))["global_step"] == STEPS - (name == "SIGINT")
+    assert all(value.isfinite().all() for value in load(checkpoint(1))["state_dict"].values())

@@ -1,0 +1,116 @@
+"""Every callback under every condition of ``matrix_settings``."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import cache
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from matrix_settings import CONDITIONS, SETTINGS, Foreign, Setting, differing, fit, loader, trainer, weights
+from torch import Tensor
+
+from lightning_efficient.callbacks import ExactResume
+
+every_callback = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+every_condition = pytest.mark.parametrize("condition", CONDITIONS)
+
+
+@cache
+def weights_without(condition: str) -> dict[str, Tensor]:
+    return fit(Path(), **CONDITIONS[condition]())
+
+
+def assert_trained_alike(setting: Setting, trained: dict[str, Tensor], condition: str = "plain") -> None:
+    if setting.observes:
+        assert not differing(trained, weights_without(condition))
+    else:
+        assert all(value.isfinite().all() for value in trained.values())
+
+
+@every_condition
+@every_callback
+def test_training_ends_with_the_weights_of_a_run_without_the_callback(
+    setting: Setting, condition: str, tmp_path: Path
+) -> None:
+    trained = fit(tmp_path, setting.make(), **CONDITIONS[condition]())
+    assert_trained_alike(setting, trained, condition)
+
+
+@every_condition
+@every_callback
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
+    setting: Setting, condition: str, tmp_path: Path
+) -> None:
+    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    whole = fit(tmp_path, setting.make(), ExactResume(), save, **CONDITIONS[condition]())
+    torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    resumed = fit(
+        tmp_path, setting.make(), ExactResume(), ckpt_path=tmp_path / "epoch=0.ckpt", **CONDITIONS[condition]()
+    )
+    assert not differing(whole, resumed)
+
+
+@every_callback
+def test_it_works_on_a_module_that_knows_nothing_of_it(setting: Setting, tmp_path: Path) -> None:
+    trained = []
+    for callbacks in ([], [through_the_parser(setting, foreign=True)]):
+        L.seed_everything(0, verbose=False)
+        module = Foreign()
+        # a generator of its own, or each validation would draw from the global one
+        validation = loader(generator=torch.Generator())
+        trainer(tmp_path, *callbacks).fit(module, loader(shuffle=True), validation)
+        trained.append(weights(module))
+    assert not setting.observes or not differing(*trained)
+
+
+@every_callback
+def test_two_of_a_kind_do_not_disturb_each_other(setting: Setting, tmp_path: Path) -> None:
+    assert_trained_alike(setting, fit(tmp_path, setting.make(), setting.make(**setting.second)))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+@every_callback
+def test_a_copy_is_as_good_before_and_after_a_run(setting: Setting, copied: object, tmp_path: Path) -> None:
+    callback = copied(setting.make())
+    assert_trained_alike(setting, fit(tmp_path, callback))
+    assert_trained_alike(setting, fit(tmp_path, copied(callback)))
+
+
+@every_callback
+def test_a_rehearsal_writes_no_file(setting: Setting, tmp_path: Path) -> None:
+    fit(
+        tmp_path,
+        setting.make(),
+        ModelCheckpoint(tmp_path / "checkpoints"),
+        logger=CSVLogger(tmp_path),
+        fast_dev_run=True,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def through_the_parser(setting: Setting, foreign: bool = False) -> Callback:
+    """Build the callback as LightningCLI would, from the YAML that it writes itself."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=Callback)
+    path = f"{setting.cls.__module__}.{setting.cls.__qualname__}"
+    options = {**setting.options, **(setting.foreign if foreign else {})}
+    config = parser.parse_object({"callback": {"class_path": path, "init_args": options}})
+    written = parser.dump(config)
+    again = parser.parse_string(written)
+    assert parser.dump(again) == written
+    assert again == config
+    return parser.instantiate_classes(again).callback
+
+
+@every_callback
+def test_what_a_config_says_survives_being_written_and_read(setting: Setting) -> None:
+    assert type(through_the_parser(setting)) is setting.cls
+    assert type(through_the_parser(setting, foreign=True)) is setting.cls

@@ -1,0 +1,107 @@
+"""Two CPU processes against one, the whole matrix in one start: ``python two_processes.py FOLDER``.
+
+Writes ``FOLDER/results.pt``. A script of its own, since a process that has taken gradients cannot be forked safely.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from matrix_settings import SETTINGS, Foreign, classifier, digits, loader, trainer, weights
+from torch import Tensor
+
+from lightning_efficient.callbacks import SelectiveCoverage, from_forward
+from lightning_efficient.datamodules import Digits
+
+TWO = {"devices": 2, "strategy": "ddp_fork"}
+SAMPLES = 101
+"""Neither 2 processes nor batches of 16 divide it."""
+
+
+class Report(Callback):
+    """Carry the weights of a fit, or the metrics of a validation, out of each process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._save(trainer, weights(module))
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._save(trainer, dict(trainer.callback_metrics))
+
+    def _save(self, trainer: L.Trainer, values: dict[str, Tensor]) -> None:
+        torch.save(values, self.folder / f"{trainer.global_rank}.pt")
+
+    def read(self, processes: int) -> list[dict[str, Tensor]]:
+        return [torch.load(self.folder / f"{rank}.pt") for rank in range(processes)]
+
+
+class UnevenDigits(Digits):
+    """Digits with 101 images to validate."""
+
+    def read(self, split: Any) -> Any:
+        images = super().read(split)
+        return images.subset(np.arange(SAMPLES)) if split == "val" else images
+
+
+def fit_two(
+    folder: Path, *callbacks: Callback, epochs: int = 1, ckpt_path: Path | None = None
+) -> list[dict[str, Tensor]]:
+    """Train on two processes and return the weights of each."""
+    L.seed_everything(0 if ckpt_path is None else 99, verbose=False)
+    report = Report(folder)
+    run = trainer(folder, *callbacks, report, max_epochs=epochs, **TWO)
+    run.fit(classifier(), datamodule=digits(), ckpt_path=ckpt_path)
+    return report.read(2)
+
+
+def validate(
+    folder: Path, module: L.LightningModule, data: Any, *callbacks: Callback, processes: int
+) -> list[dict[str, Tensor]]:
+    """Validate and return the metrics that each process sees."""
+    report = Report(folder)
+    run = trainer(folder, *callbacks, report, limit_val_batches=1.0, **(TWO if processes == 2 else {}))
+    run.validate(module, data, verbose=False)
+    return report.read(processes)
+
+
+def metrics_of_ours(folder: Path, processes: int) -> list[dict[str, Tensor]]:
+    """Validate the classifier on one of our data modules."""
+    L.seed_everything(0, verbose=False)
+    data = UnevenDigits(image_size=16, in_chans=1, batch_size=16)
+    return validate(folder, classifier(), data, SelectiveCoverage(), processes=processes)
+
+
+def metrics_of_a_foreign_loader(folder: Path, processes: int) -> list[dict[str, Tensor]]:
+    """Validate a foreign module on a plain loader, into which Lightning puts a sampler that repeats samples."""
+    L.seed_everything(0, verbose=False)
+    exact = SelectiveCoverage(risks=(0.6,), coverages=(0.5, 1.0), predictions=from_forward)
+    binned = SelectiveCoverage(coverages=(0.5, 1.0), bins=500, predictions=from_forward, name="binned")
+    return validate(folder, Foreign(), loader(SAMPLES), exact, binned, processes=processes)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    everything = [setting.make() for setting in SETTINGS.values()]
+    save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    results = {
+        "without": fit_two(folder),
+        **{name: fit_two(folder, setting.make()) for name, setting in SETTINGS.items()},
+        "everything": fit_two(folder, *everything, save, epochs=2),
+        "resumed": fit_two(folder, *everything, epochs=2, ckpt_path=folder / "epoch=0.ckpt"),
+        "ours": metrics_of_ours(folder, 1) + metrics_of_ours(folder, 2),
+        "foreign": metrics_of_a_foreign_loader(folder, 1) + metrics_of_a_foreign_loader(folder, 2),
+    }
+    torch.save(results, folder / "results.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+
+from lightning_efficient import plugins
+from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
+from lightning_efficient.cli.check import ConfigParser
+from lightning_efficient.cli.config_files import find
+from lightning_efficient.cli.configs import run_configs
+from lightning_efficient.errors import ConfigurationError
+
+BLOCKS = """
+from lightning.pytorch import Callback, LightningModule
+
+class TinyPluginCallback(Callback):
+    def __init__(self, every: int = 2) -> None:
+        self.every = every
+
+class TinyPluginModule(LightningModule):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+"""
+CONFIG = """\
+# an experiment of the tiny plugin
+model: TinyPluginModule
+trainer:
+  callbacks:
+    - class_path: TinyPluginCallback
+      init_args:
+        every: 5
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function that installs a package as pip would: its module, and the dist-info that declares a plugin."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    installed: list[str] = []
+
+    def into(name: str, source: str, config: str | None = None) -> None:
+        package, info = site / f"{name}_plugin", site / f"{name}_plugin-1.0.dist-info"
+        (package / "configs" / "small").mkdir(parents=True)
+        info.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "blocks.py").write_text(source)
+        if config:
+            (package / "configs" / "small" / "first.yaml").write_text(config)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-plugin\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{name} = {name}_plugin.blocks\n")
+        installed.append(f"{name}_plugin")
+
+    yield into
+    for name in [module for module in sys.modules if module.partition(".")[0] in installed]:
+        del sys.modules[name]
+
+
+def fit_config(*words: object) -> object:
+    return ConfigParser(args=["fit", *map(str, words)]).config["fit"]
+
+
+@pytest.fixture(autouse=True)
+def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning-efficient"])
+    monkeypatch.delenv(plugins.CALLBACKS_VARIABLE, raising=False)
+
+
+def test_the_classes_of_a_plugin_are_known_by_their_short_names(install: Callable[..., None]) -> None:
+    install("tiny", BLOCKS)
+    config = fit_config("--model", "TinyPluginModule", "--trainer.callbacks+=TinyPluginCallback")
+    assert config.model.class_path == "tiny_plugin.blocks.TinyPluginModule"
+    assert config.model.init_args.width == 4
+    assert config.trainer.callbacks[0].class_path == "tiny_plugin.blocks.TinyPluginCallback"
+
+
+def test_the_configs_of_a_plugin_are_listed_with_their_owner_and_nothing_is_imported(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("tiny", BLOCKS, CONFIG)
+    assert run_configs(["ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split(maxsplit=1) == ["tiny/small/first", "an experiment of the tiny plugin  [tiny-plugin]"]
+    assert [line for line in lines if line.endswith("]")] == lines[-1:]
+    assert "tiny_plugin" not in sys.modules
+
+
+def test_the_config_of_a_plugin_is_found_by_name(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("tiny", BLOCKS, CONFIG)
+    config = fit_config("--config", find("tiny/small/first"))
+    assert config.trainer.callbacks[0].init_args.every == 5
+    assert run_configs(["check", "tiny/small/first"]) == 0
+    with pytest.raises(ConfigurationError, match="Did you mean 'tiny/small/first'"):
+        find("tiny/small/firts")
+
+
+@pytest.mark.parametrize("source", ["raise RuntimeError('half baked')", "def (", "import a_missing_dependency"])
+def test_a_broken_plugin_is_named_in_a_warning_and_left_out(install: Callable[..., None], source: str) -> None:
+    install("broken", source)
+    install("tiny", BLOCKS)
+    with pytest.warns(UserWarning, match=r"plugin 'broken' \(broken-plugin\) could not be loaded"):
+        config = fit_config("--model", "TinyPluginModule")
+    assert config.model.class_path == "tiny_plugin.blocks.TinyPluginModule"
+
+
+def test_a_plugin_whose_module_is_gone_brings_no_configs(install: Callable[..., None], tmp_path: Path) -> None:
+    install("tiny", BLOCKS, CONFIG)
+    (tmp_path / "site" / "tiny_plugin").rename(tmp_path / "gone")
+    assert list(plugins.config_folders()) == []
+
+
+def plain_trainer(**options: object) -> Trainer:
+    return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+
+
+def ours(trainer: Trainer) -> list[type]:
+    return [type(one) for one in trainer.callbacks if not type(one).__module__.startswith("lightning.")]
+
+
+@pytest.mark.parametrize("options", [{}, {"barebones": True}])
+def test_a_plain_trainer_gets_no_callback_of_ours(options: dict[str, bool]) -> None:
+    trainer = Trainer(accelerator="cpu", **options) if options else plain_trainer()
+    assert ours(trainer) == []
+
+
+def test_the_environment_adds_callbacks_to_a_plain_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.CALLBACKS_VARIABLE, "SelectiveCoverage, LatencyProfiler,")
+    assert ours(plain_trainer()) == [SelectiveCoverage, LatencyProfiler]
+
+
+def test_the_environment_may_name_callbacks_of_plugins(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("tiny", BLOCKS)
+    monkeypatch.setenv(plugins.CALLBACKS_VARIABLE, "TinyPluginCallback")
+    assert [one.every for one in plugins.callbacks_from_environment()] == [2]
+
+
+@pytest.mark.parametrize("name", ["LatencyProfilr", "EarlyStopping"])
+def test_an_unknown_callback_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(plugins.CALLBACKS_VARIABLE, name)
+    with pytest.raises(ConfigurationError, match=f"LIGHTNING_EFFICIENT_CALLBACKS: no callback '{name}'"):
+        plain_trainer()
