@@ -44,7 +44,7 @@ lint: install
 	@$(BIN)/mypy
 
 docs: install
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'site/index.html'
 
 bench: install

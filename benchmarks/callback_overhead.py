@@ -2,9 +2,11 @@
 
 Steps are those of a module that computes next to nothing, so that the microseconds of a callback show. Lightning itself
 takes some for any callback, so one that does nothing is among the variants, and a second bare Trainer tells how much of
-a difference is noise. Goal: LatencyProfiler and SelectiveCoverage cost no more than the one that does nothing. The epoch is a small real job: a timm classifier trains once through the data and validates,
-with and without SelectiveCoverage, whose hooks are also timed by themselves. Goal: under 2 % of the epoch; the figure
-at the end of the fit is counted apart. One thread. Writes ``results/callback_overhead.json``.
+a difference is noise. Goal: LatencyProfiler and SelectiveCoverage cost no more than the one that does nothing.
+
+The epoch is a small real job: a timm classifier trains once through the data and validates, with and without
+SelectiveCoverage, whose hooks are also timed by themselves. Goal: under 2 % of the epoch; the figure at the end of the
+fit is counted apart. One thread. Writes ``results/callback_overhead.json``.
 
 The data are scikit-learn's digits, or FashionMNIST (6,000 images to train and 6,000 to validate) from the folder that
 the environment variable ``LIGHTNING_EFFICIENT_DATA`` names.

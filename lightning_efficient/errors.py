@@ -33,7 +33,10 @@ def did_you_mean(given: str, allowed: Iterable[str], most: int = 2) -> str:
         >>> did_you_mean("zzz", ["mobilenet"])
         ''
     """
-    close = difflib.get_close_matches(given, list(allowed), n=most, cutoff=0.6)
+    names = sorted(set(allowed))
+    # an abbreviation is no close match by distance
+    close = [name for name in names if len(given) > 2 and name.startswith(given)][:most]
+    close = close or difflib.get_close_matches(given, names, n=most, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
 
 

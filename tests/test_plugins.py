@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,28 +37,27 @@ trainer:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """A function that installs a package as pip would: its module, and the dist-info that declares a plugin."""
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A function that installs a package as pip would: its module, and the dist-info that declares a plugin.
+
+    What a test imports stays in ``sys.modules``: the parser looks through all classes that are alive.
+    """
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(site)
-    installed: list[str] = []
 
-    def into(name: str, source: str, config: str | None = None) -> None:
+    def into(name: str, source: str = BLOCKS) -> Path:
         package, info = site / f"{name}_plugin", site / f"{name}_plugin-1.0.dist-info"
         (package / "configs" / "small").mkdir(parents=True)
         info.mkdir()
         (package / "__init__.py").write_text("")
         (package / "blocks.py").write_text(source)
-        if config:
-            (package / "configs" / "small" / "first.yaml").write_text(config)
+        (package / "configs" / "small" / "first.yaml").write_text(CONFIG)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-plugin\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{name} = {name}_plugin.blocks\n")
-        installed.append(f"{name}_plugin")
+        return package
 
-    yield into
-    for name in [module for module in sys.modules if module.partition(".")[0] in installed]:
-        del sys.modules[name]
+    return into
 
 
 def fit_config(*words: object) -> object:
@@ -71,8 +70,8 @@ def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plugins.CALLBACKS_VARIABLE, raising=False)
 
 
-def test_the_classes_of_a_plugin_are_known_by_their_short_names(install: Callable[..., None]) -> None:
-    install("tiny", BLOCKS)
+def test_the_classes_of_a_plugin_are_known_by_their_short_names(install: Callable[..., Path]) -> None:
+    install("tiny")
     config = fit_config("--model", "TinyPluginModule", "--trainer.callbacks+=TinyPluginCallback")
     assert config.model.class_path == "tiny_plugin.blocks.TinyPluginModule"
     assert config.model.init_args.width == 4
@@ -80,20 +79,20 @@ def test_the_classes_of_a_plugin_are_known_by_their_short_names(install: Callabl
 
 
 def test_the_configs_of_a_plugin_are_listed_with_their_owner_and_nothing_is_imported(
-    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    install: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install("tiny", BLOCKS, CONFIG)
+    install("unread")
     assert run_configs(["ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].split(maxsplit=1) == ["tiny/small/first", "an experiment of the tiny plugin  [tiny-plugin]"]
+    assert lines[-1].split(maxsplit=1) == ["unread/small/first", "an experiment of the tiny plugin  [unread-plugin]"]
     assert [line for line in lines if line.endswith("]")] == lines[-1:]
-    assert "tiny_plugin" not in sys.modules
+    assert "unread_plugin" not in sys.modules
 
 
 def test_the_config_of_a_plugin_is_found_by_name(
-    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    install: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install("tiny", BLOCKS, CONFIG)
+    install("tiny")
     config = fit_config("--config", find("tiny/small/first"))
     assert config.trainer.callbacks[0].init_args.every == 5
     assert run_configs(["check", "tiny/small/first"]) == 0
@@ -102,17 +101,16 @@ def test_the_config_of_a_plugin_is_found_by_name(
 
 
 @pytest.mark.parametrize("source", ["raise RuntimeError('half baked')", "def (", "import a_missing_dependency"])
-def test_a_broken_plugin_is_named_in_a_warning_and_left_out(install: Callable[..., None], source: str) -> None:
+def test_a_broken_plugin_is_named_in_a_warning_and_left_out(install: Callable[..., Path], source: str) -> None:
     install("broken", source)
-    install("tiny", BLOCKS)
+    install("tiny")
     with pytest.warns(UserWarning, match=r"plugin 'broken' \(broken-plugin\) could not be loaded"):
         config = fit_config("--model", "TinyPluginModule")
     assert config.model.class_path == "tiny_plugin.blocks.TinyPluginModule"
 
 
-def test_a_plugin_whose_module_is_gone_brings_no_configs(install: Callable[..., None], tmp_path: Path) -> None:
-    install("tiny", BLOCKS, CONFIG)
-    (tmp_path / "site" / "tiny_plugin").rename(tmp_path / "gone")
+def test_a_plugin_whose_module_is_gone_brings_no_configs(install: Callable[..., Path], tmp_path: Path) -> None:
+    install("lost").rename(tmp_path / "gone")
     assert list(plugins.config_folders()) == []
 
 
@@ -136,9 +134,9 @@ def test_the_environment_adds_callbacks_to_a_plain_trainer(monkeypatch: pytest.M
 
 
 def test_the_environment_may_name_callbacks_of_plugins(
-    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install("tiny", BLOCKS)
+    install("tiny")
     monkeypatch.setenv(plugins.CALLBACKS_VARIABLE, "TinyPluginCallback")
     assert [one.every for one in plugins.callbacks_from_environment()] == [2]
 

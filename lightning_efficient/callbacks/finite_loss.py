@@ -30,9 +30,7 @@ class FiniteLoss(Callback):
     def __init__(self) -> None:
         self._batch: Batch = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._batch = batch
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -70,5 +68,7 @@ def _last_good(trainer: Trainer) -> str:
     keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     named = [path for keeper in keepers for path in (keeper.best_model_path, keeper.last_model_path) if path]
     # a monitored checkpoint is the best one and may be old
-    saved = max((path for path in map(Path, named) if path.exists()), key=lambda path: path.stat().st_mtime, default=None)
+    saved = max(
+        (path for path in map(Path, named) if path.exists()), key=lambda path: path.stat().st_mtime, default=None
+    )
     return f"last good checkpoint: {saved or 'none yet'}"

@@ -17,7 +17,7 @@ from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.profiling import Footprint, profile_module, undisturbed
 from lightning_efficient.profiling.inputs import arguments, random_example, rebatch
 from lightning_efficient.profiling.latency import check_options
-from lightning_efficient.reporting import log_scalars, log_table, run_dir
+from lightning_efficient.reporting import log_scalars, log_table, model_name, run_dir
 
 _WHEN = ("fit_end", "fit_start", "both")
 _AUTOCAST = ("bf16-mixed", "16-mixed")
@@ -94,6 +94,7 @@ class LatencyProfiler(Callback):
         self.footprint = profile_module(
             pl_module,
             example,
+            name=model_name(pl_module),
             batch_sizes=self.batch_sizes,
             threads=self.threads,
             min_run_time=min(self.min_run_time_s, 0.01) if rehearsal else self.min_run_time_s,

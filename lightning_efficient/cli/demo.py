@@ -67,17 +67,25 @@ def summary_table(cli: EfficientCLI, footprint: Footprint) -> Table:
     coverage = metrics["selective/test_coverage_at_risk_0.01"]
     threshold = metrics.get("selective/test_threshold_at_risk_0.01")
     title = f"{CONFIG} · {type(cli.datamodule).__name__} · {cli.model.hparams['backbone']}"
-    machine = f"{latency.device}, {latency.threads} threads"
+    machine = f"{latency.device}, threads: {latency.threads}"
     caption = f"seed {cli.config['seed_everything']} · torch {torch.__version__} · {machine}"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table = Table(
+        title=title,
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        pad_edge=False,
+    )
     times = f"{milliseconds(latency.p50_ms)} / {milliseconds(latency.p95_ms)}"
     cells = {
         "accuracy": f"{100 * metrics['test/accuracy']:.1f} %",
         "AURC": f"{metrics['selective/test_aurc']:.4f}",
-        "coverage at 1 % risk": f"{100 * coverage:.1f} %" + (f" (confidence ≥ {threshold:.3f})" if threshold else ""),
+        "coverage at\n1 % risk": f"{100 * coverage:.1f} %",
+        "answer if\nconfidence ≥": f"{threshold:.3f}" if threshold else "never",
         "params": human(footprint.parameters),
         "MACs": human(footprint.macs),
-        "latency p50 / p95": f"{times} (batch {latency.batch_size})",
+        f"latency p50 / p95\n(batch {latency.batch_size})": times,
     }
     for name in cells:
         table.add_column(name, justify="right")

@@ -15,10 +15,13 @@ import lightning_efficient.datamodules
 import lightning_efficient.modules  # noqa: F401  # imported classes can be given by their short names
 from lightning_efficient import plugins
 from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_names
+from lightning_efficient.cli.output import say
+from lightning_efficient.cli.predictions import write_predictions
 from lightning_efficient.cli.problems import explain
 from lightning_efficient.cli.run_folder import INTERRUPTED, RunFolder
 from lightning_efficient.cli.trainer import EfficientTrainer
 from lightning_efficient.errors import ConfigurationError, MissingExtraError
+from lightning_efficient.reporting import run_dir
 
 VERBS = ("fit", "validate", "test", "predict", "profile")
 LOADER = {
@@ -83,8 +86,10 @@ class EfficientCLI(ExplicitArgumentsWin):
         return {**verbs, "profile": {"model", "datamodule"}}
 
     def fit(self, **kwargs: Any) -> None:
-        """Run ``Trainer.fit``."""
+        """Run ``Trainer.fit`` and say where the run folder is."""
         self._run(self.trainer.fit, kwargs)
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            say(str(run_dir(self.trainer)))
 
     def validate(self, **kwargs: Any) -> None:
         """Run ``Trainer.validate``."""
@@ -95,12 +100,15 @@ class EfficientCLI(ExplicitArgumentsWin):
         self._run(self.trainer.test, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Run ``Trainer.predict``."""
-        self._run(self.trainer.predict, kwargs)
+        """Run ``Trainer.predict`` and write the predictions into the run folder."""
+        outputs = self._run(self.trainer.predict, kwargs)
+        if outputs and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            ranks = self.trainer.global_rank, self.trainer.world_size
+            say(str(write_predictions(outputs, run_dir(self.trainer), *ranks)))
 
-    def _run(self, verb: Any, kwargs: dict[str, Any]) -> None:
+    def _run(self, verb: Any, kwargs: dict[str, Any]) -> Any:
         try:
-            verb(**kwargs)
+            return verb(**kwargs)
         except SystemExit:
             if self.trainer.interrupted:  # Lightning ends with 1, shells and schedulers expect 130
                 sys.exit(INTERRUPTED)

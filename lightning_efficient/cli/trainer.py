@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning_efficient.cli.output import say
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.profiling import profile_module
+from lightning_efficient.reporting import model_name
 
 
 class EfficientTrainer(Trainer):
@@ -46,7 +47,7 @@ class EfficientTrainer(Trainer):
             footprint = profile_module(
                 model,
                 input_shape=shape,
-                name=getattr(model.hparams, "backbone", None) or type(model).__name__,
+                name=model_name(model),
                 batch_sizes=batch_sizes or [1],
                 threads=threads,
                 min_run_time=min_run_time_s,

@@ -125,13 +125,16 @@ class ImageClassifier(pl.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Compare the number of classes with the data module's, if it tells."""
-        given = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        if isinstance(given, int) and given > self.num_classes:
+        """Compare classes and channels with the data module's, if it tells them."""
+        data = getattr(self.trainer, "datamodule", None)
+        classes, channels = getattr(data, "num_classes", None), getattr(data, "in_chans", None)
+        if isinstance(classes, int) and classes > self.num_classes:
             raise ConfigurationError(
-                f"model.num_classes is {self.num_classes}, but {type(self.trainer.datamodule).__name__} has {given} "  # type: ignore[attr-defined]
-                f"classes; set model.num_classes to {given}"
+                f"model.num_classes is {self.num_classes}, but {type(data).__name__} has {classes} classes; "
+                f"set model.num_classes to {classes}"
             )
+        if isinstance(channels, int) and channels != self.in_chans:
+            raise ConfigurationError(_other_channels(self.in_chans, channels))
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the moving average, if it is asked for."""
@@ -151,10 +154,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
         if images.shape[1] != self.in_chans:
-            raise ConfigurationError(
-                f"model.in_chans is {self.in_chans}, but the images have {images.shape[1]} channels; "
-                "set model.in_chans and data.in_chans to the same number"
-            )
+            raise ConfigurationError(_other_channels(self.in_chans, images.shape[1]))
         # reading a label waits for the device, so only the CPU looks at every batch
         if (
             labels.device.type == "cpu"
@@ -197,6 +197,13 @@ class ImageClassifier(pl.LightningModule):
         """Return ``{"logits", "prediction", "confidence"}`` of a batch of images, with or without labels."""
         logits = self(batch[0] if isinstance(batch, list | tuple) else batch)
         return {"logits": logits, "prediction": logits.argmax(1), "confidence": confidence(logits)}
+
+
+def _other_channels(expected: int, given: int) -> str:
+    return (
+        f"model.in_chans is {expected}, but the images have {given} channels; "
+        "set model.in_chans and data.in_chans to the same number"
+    )
 
 
 def _mix(mixing: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

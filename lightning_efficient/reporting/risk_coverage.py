@@ -31,7 +31,8 @@ def risk_coverage_figure(
         coverage, threshold = (float(value) for value in LF.coverage_at_risk(summary, risk=risk, kind=kind))
         if coverage > 0:
             text = f"{100 * coverage:.1f} % answered at {100 * risk:g} % risk\nconfidence ≥ {threshold:.3f}"
-            points.append(OperatingPoint(coverage, risk, text))
+            reached = float(LF.risk_at_coverage(summary, coverage=coverage, kind=kind)[0])
+            points.append(OperatingPoint(coverage, reached, text))
     area = f"AURC {LF.aurc(summary):.4f}" if kind == "selective" else f"AUGRC {LF.augrc(summary):.4f}"
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     draw_risk_coverage(

@@ -18,6 +18,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lightning_efficient.callbacks import ExactResume
 from lightning_efficient.rng import capture_rng, restore_rng
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed", "ignore:Checkpoint directory"
+)
+
 
 class Noisy(Dataset):
     """Forty samples, augmented with the random numbers of Python, NumPy and torch."""

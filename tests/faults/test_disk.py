@@ -36,9 +36,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger", "false"])
-def test_a_run_folder_below_a_file_is_refused(
-    logger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_folder_below_a_file_is_refused(logger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     where = ["--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}/file/runs"]
     if logger != "false":

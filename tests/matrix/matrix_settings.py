@@ -44,9 +44,7 @@ class Setting:
 FROM_FORWARD = "lightning_efficient.callbacks.from_forward"
 
 SETTINGS = {
-    "SelectiveCoverage": Setting(
-        SelectiveCoverage, foreign={"predictions": FROM_FORWARD}, second={"name": "second"}
-    ),
+    "SelectiveCoverage": Setting(SelectiveCoverage, foreign={"predictions": FROM_FORWARD}, second={"name": "second"}),
     "LatencyProfiler": Setting(LatencyProfiler, {"min_run_time_s": 0.01}),
     "FiniteLoss": Setting(FiniteLoss),
     "ExactResume": Setting(ExactResume),

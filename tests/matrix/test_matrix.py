@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from matrix_settings import CONDITIONS, SETTINGS, Foreign, Setting, differing, f
 from torch import Tensor
 
 from lightning_efficient.callbacks import ExactResume
+
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 
 every_callback = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 every_condition = pytest.mark.parametrize("condition", CONDITIONS)
@@ -58,6 +61,12 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
     assert not differing(whole, resumed)
 
 
+@every_condition
+def test_all_that_observe_do_so_together(condition: str, tmp_path: Path) -> None:
+    together = [setting.make() for setting in SETTINGS.values() if setting.observes]
+    assert not differing(fit(tmp_path, *together, **CONDITIONS[condition]()), weights_without(condition))
+
+
 @every_callback
 def test_it_works_on_a_module_that_knows_nothing_of_it(setting: Setting, tmp_path: Path) -> None:
     trained = []
@@ -76,9 +85,15 @@ def test_two_of_a_kind_do_not_disturb_each_other(setting: Setting, tmp_path: Pat
     assert_trained_alike(setting, fit(tmp_path, setting.make(), setting.make(**setting.second)))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+def pickled(callback: Callback) -> Callback:
+    return pickle.loads(pickle.dumps(callback))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 @every_callback
-def test_a_copy_is_as_good_before_and_after_a_run(setting: Setting, copied: object, tmp_path: Path) -> None:
+def test_a_copy_is_as_good_before_and_after_a_run(
+    setting: Setting, copied: Callable[[Callback], Callback], tmp_path: Path
+) -> None:
     callback = copied(setting.make())
     assert_trained_alike(setting, fit(tmp_path, callback))
     assert_trained_alike(setting, fit(tmp_path, copied(callback)))
