@@ -9,6 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # a terminal sees uv's own progress bar; a log file sees our two lines only
 QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 
+# else every process compiles torch and Lightning anew, which takes longer than most tests
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test lint docs bench clean
 
 help:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from lightning_efficient.typing import Batch
 class FiniteLoss(Callback):
     """Stop training at the first loss that is NaN or infinite, before its gradient is taken.
 
-    The error names the step, the epoch and the batch, and says whether the batch itself held such values. The weights
-    are still those of the last good step. Weights that a finite loss has spoilt, as a far too high learning rate can,
-    are never written: a checkpoint of them is refused, so the last checkpoint is always a good one. Reading the loss
-    waits for the device once a step, which is free on CPU and costs a GPU its head start of one step.
+    The error names the step, the epoch and the batch, and says whether the batch itself held such values. That step
+    does not touch the weights. Where a step with a finite loss has spoilt them, as a far too high learning rate can, no
+    checkpoint of them is written, so the last one is always good (one with ``save_weights_only`` is not looked at).
+    Reading the loss waits for the device once a step, which is free on CPU and costs a GPU its head start of one step.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite, or a weight is when a checkpoint is to be written.
@@ -31,13 +32,17 @@ class FiniteLoss(Callback):
         self._batch: Batch = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Keep the batch, to look into if its loss is not finite."""
         self._batch = batch
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Let go of the batch."""
         self._batch = None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if torch.isfinite(loss).all():
+        """Look at the loss."""
+        value = loss.item()
+        if math.isfinite(value):
             return
         inputs = [leaf for leaf in tree_leaves(self._batch) if isinstance(leaf, Tensor)]
         cause = (
@@ -45,14 +50,14 @@ class FiniteLoss(Callback):
             if _all_finite(inputs)
             else "the batch itself holds NaN or infinite values"
         )
-        value = loss.detach().float().mean().item()
         raise NonFiniteLossError(f"the training loss is {value} at {_moment(trainer)}; {cause}; {_last_good(trainer)}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look at the weights."""
         if not _all_finite(pl_module.parameters()):
             raise NonFiniteLossError(
-                f"the weights hold NaN or infinite values at {_moment(trainer)}, so no checkpoint of them is written; try "
-                f"a lower learning rate or gradient clipping; {_last_good(trainer)}"
+                f"the weights hold NaN or infinite values at {_moment(trainer)}, so no checkpoint of them is written; "
+                f"try a lower learning rate or gradient clipping; {_last_good(trainer)}"
             )
 
 

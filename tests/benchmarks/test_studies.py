@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +13,7 @@ import pytest
 from lightning_efficient import Digits, TorchvisionImages
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+SLOW = {"timm", "sklearn", "wandb", "pandas"}
 
 
 def load(name: str) -> ModuleType:
@@ -53,10 +56,21 @@ def test_a_heavy_import_of_a_command_is_seen(startup: ModuleType, tmp_path: Path
     assert startup.loaded([sys.executable, tmp_path / "script.py"], tmp_path / "bytecode") == ["pandas"]
 
 
-@pytest.mark.slow
-def test_fit_help_loads_no_timm_and_no_data_libraries(startup: ModuleType, tmp_path: Path) -> None:
-    # they would cost more than the 0.2 times of a bare LightningCLI that the command may take on top
-    assert startup.loaded([startup.COMMAND, *startup.FIT_HELP], tmp_path) == ["lightning", "torch"]
+def test_nothing_slow_is_imported_before_it_is_used() -> None:
+    # each would cost `fit --help` more than the 0.2 times of a bare LightningCLI that it may take on top
+    package = FOLDER.parent / "lightning_efficient"
+    files = {path: ast.parse(path.read_text()) for path in package.rglob("*.py")}
+    found = {path.name: SLOW & set(imported(tree)) for path, tree in files.items()}
+    assert len(found) > 20
+    assert {name: packages for name, packages in found.items() if packages} == {}
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module).partition(".")[0]
 
 
 def test_fit_help_is_compared_with_every_script(

@@ -96,6 +96,7 @@ AT_EPOCH_END: dict[str, dict[str, Any]] = {
     "after_validation": {},
     "while_validating": {"save": {"save_on_train_epoch_end": False}},
     "without_validation": {"validate": False},
+    "after_the_last_step": {"validate": False, "save": {"every_n_train_steps": 10}},
     "max_steps": {"max_epochs": -1, "max_steps": 20},
 }
 MID_EPOCH: dict[str, dict[str, Any]] = {
