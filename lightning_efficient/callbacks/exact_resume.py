@@ -106,9 +106,9 @@ class ExactResume(Callback):
 
 def _validation_may_follow(trainer: Trainer, batch_idx: int) -> bool:
     every = trainer.val_check_batch
-    # validation by time, or by steps across epochs, may come after any batch
-    any_batch = every is None or trainer.check_val_every_n_epoch is None
-    return trainer.enable_validation and (any_batch or trainer.is_last_batch or (batch_idx + 1) % every == 0)
+    if every is None or trainer.check_val_every_n_epoch is None:  # by time, or by steps across epochs
+        return trainer.enable_validation
+    return trainer.enable_validation and (trainer.is_last_batch or (batch_idx + 1) % every == 0)
 
 
 def _reseed(loaders: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -18,7 +19,7 @@ from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_n
 from lightning_efficient.cli.output import say
 from lightning_efficient.cli.predictions import write_predictions
 from lightning_efficient.cli.problems import explain
-from lightning_efficient.cli.run_folder import INTERRUPTED, RunFolder
+from lightning_efficient.cli.run_folder import RunFolder
 from lightning_efficient.cli.trainer import EfficientTrainer
 from lightning_efficient.errors import ConfigurationError, MissingExtraError
 from lightning_efficient.reporting import run_dir
@@ -110,6 +111,6 @@ class EfficientCLI(ExplicitArgumentsWin):
         try:
             return verb(**kwargs)
         except SystemExit:
-            if self.trainer.interrupted:  # Lightning ends with 1, shells and schedulers expect 130
-                sys.exit(INTERRUPTED)
+            if self.trainer.interrupted:  # Lightning ends with 1; shells and schedulers expect the signal's number
+                sys.exit(128 + (signal.SIGTERM if self.trainer.received_sigterm else signal.SIGINT))
             raise

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; by default those of the process.
 
     Returns:
-        Exit status: 0, 2 for a mistake in the arguments, 130 after Ctrl-C, 1 for anything else.
+        Exit status: 0, 2 for a mistake in the arguments, 130 after Ctrl-C, 143 after SIGTERM, 1 for anything else.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.reporting import run_dir
-
-INTERRUPTED = 128 + signal.SIGINT
-"""Exit status after Ctrl-C, as shells have it."""
 
 # weights, and two moments per weight as Adam has them, twice: a new checkpoint is written before the old one goes
 BYTES_PER_PARAMETER = 2 * 3 * 4

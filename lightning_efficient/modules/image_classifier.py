@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
@@ -81,7 +81,8 @@ class ImageClassifier(pl.LightningModule):
         self.data_config = data_config(self.backbone, in_chans)
         self.mixing = self._mixing(mixup, cutmix, label_smoothing)
         self.train_loss = self._train_loss(loss, label_smoothing)
-        self.eval_loss = nn.CrossEntropyLoss()
+        self.eval_loss = nn.CrossEntropyLoss(reduction="none")
+        self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.val_metrics = self._metrics("val/")
         self.test_metrics = self._metrics("test/")
         self.optimizer = optimizer
@@ -187,11 +188,13 @@ class ImageClassifier(pl.LightningModule):
         self._check(*batch)
         images, target = batch
         logits = self(images)
-        loss = self.eval_loss(logits.float(), target)
+        losses = self.eval_loss(logits.float(), target)
+        mean = self.val_loss if stage == "val" else self.test_loss
+        mean.update(losses)
         metrics.update(logits.float(), target)
-        self.log(f"{stage}/loss", loss, batch_size=len(images), sync_dist=True)
+        self.log(f"{stage}/loss", mean)
         self.log_dict(metrics, batch_size=len(images))
-        return {"loss": loss, "logits": logits, "target": target}
+        return {"loss": losses.mean(), "logits": logits, "target": target}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return ``{"logits", "prediction", "confidence"}`` of a batch of images, with or without labels."""

@@ -34,7 +34,9 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float], module: Lightning
             reach the progress bar and ``ModelCheckpoint(monitor=...)``. The values must be the same on every rank.
     """
     if module is not None:
-        module.log_dict({name: float(value) for name, value in values.items()}, add_dataloader_idx=False)
+        # the values are equal already; without `sync_dist` Lightning warns that they might not be
+        numbers = {name: float(value) for name, value in values.items()}
+        module.log_dict(numbers, add_dataloader_idx=False, sync_dist=True)
     elif _writes(trainer):
         for logger in trainer.loggers:
             logger.log_metrics(dict(values), step=trainer.global_step)

@@ -23,12 +23,21 @@ FEW = [
 def test_the_demo_ends_with_one_table_and_the_run_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", ["demo"])
     assert run_demo(FEW) == 0
     out = capsys.readouterr().out
     assert "quickstart · Digits · test_byobnet" in out
-    for column in ("accuracy", "AURC", "coverage at 1 % risk", "params", "MACs", "latency p50 / p95"):
+    for column in (
+        "accuracy",
+        "AURC",
+        "coverage at",
+        "1 % risk",
+        "confidence ≥",
+        "params",
+        "MACs",
+        "latency p50 / p95",
+    ):
         assert column in out
     folder = Path("runs/quickstart/version_0")
     assert f" {folder}\n" in out
