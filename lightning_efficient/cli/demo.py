@@ -71,7 +71,7 @@ def summary_table(cli: EfficientCLI, footprint: Footprint) -> Table:
     coverage = metrics["selective/test_coverage_at_risk_0.01"]
     threshold = metrics.get("selective/test_threshold_at_risk_0.01")
     title = f"{CONFIG} · {type(cli.datamodule).__name__} · {cli.model.hparams['backbone']}"
-    machine = f"{latency.device}, threads: {latency.threads}"
+    machine = f"{latency.device}, threads: {latency.threads}, batch: {latency.batch_size}"
     caption = f"seed {cli.config['seed_everything']} · torch {torch.__version__} · {machine}"
     table = Table(
         title=title,
@@ -89,7 +89,7 @@ def summary_table(cli: EfficientCLI, footprint: Footprint) -> Table:
         "answer if\nconfidence ≥": f"{threshold:.3f}" if threshold else "never",
         "params": human(footprint.parameters),
         "MACs": human(footprint.macs),
-        f"latency p50 / p95\nms, batch {latency.batch_size}": times,
+        "latency, ms\np50 / p95": times,
     }
     for name in cells:
         table.add_column(name, justify="right")

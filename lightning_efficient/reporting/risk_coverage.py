@@ -30,7 +30,7 @@ def risk_coverage_figure(
     for risk in risks:
         coverage, threshold = (float(value) for value in LF.coverage_at_risk(summary, risk=risk, kind=kind))
         if coverage > 0:
-            text = f"{100 * coverage:.1f} % answered at {100 * risk:g} % risk\nconfidence ≥ {threshold:.3f}"
+            text = f"{100 * coverage:.1f} % answered at ≤ {100 * risk:g} % risk\nconfidence ≥ {threshold:.3f}"
             reached = float(LF.risk_at_coverage(summary, coverage=coverage, kind=kind)[0])
             points.append(OperatingPoint(coverage, reached, text))
     area = f"AURC {LF.aurc(summary):.4f}" if kind == "selective" else f"AUGRC {LF.augrc(summary):.4f}"
