@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.profiling import Footprint, profile_module, undisturbed
 from lightning_efficient.profiling.inputs import arguments, random_example, rebatch
@@ -90,7 +91,7 @@ class LatencyProfiler(Callback):
         if example is None:
             example = self._default_example(pl_module)
         precision = trainer.precision if trainer is not None and trainer.precision in _AUTOCAST else None
-        rehearsal = trainer is not None and trainer.fast_dev_run  # type: ignore[attr-defined]
+        rehearsal = trainer is not None and is_rehearsal(trainer)
         self.footprint = profile_module(
             pl_module,
             example,
@@ -152,7 +153,7 @@ class LatencyProfiler(Callback):
                 )
             log_scalars(trainer, {f"profile/{key}": value for key, value in footprint.scalars().items()})
             log_table(trainer, "profile", footprint.columns, footprint.rows())
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if not is_rehearsal(trainer):
                 _write(run_dir(trainer) / "profile.json", footprint)
         trainer.strategy.barrier("LatencyProfiler")
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
 from lightning_efficient import functional as LF
+from lightning_efficient._trainer import callbacks_of
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional import RiskCoverage, RiskKind, Score
 from lightning_efficient.metrics import RiskCoverageCurve
@@ -77,7 +78,7 @@ class SelectiveCoverage(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second callback of the same name."""
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, SelectiveCoverage)]  # type: ignore[attr-defined]
+        names = [callback.name for callback in callbacks_of(trainer, SelectiveCoverage)]
         if names.count(self.name) > 1:
             raise ConfigurationError(f"two SelectiveCoverage callbacks are named {self.name!r}; give each its own name")
 

@@ -45,11 +45,12 @@ def run_demo(arguments: Sequence[str] = ()) -> int:
 def _report(cli: EfficientCLI) -> None:
     from rich.console import Console
 
+    from lightning_efficient._trainer import callbacks_of
     from lightning_efficient.callbacks import LatencyProfiler
     from lightning_efficient.reporting import run_dir
 
-    profilers = (one for one in cli.trainer.callbacks if isinstance(one, LatencyProfiler))  # type: ignore[attr-defined]
-    footprint = next(one.footprint for one in profilers if one.footprint)
+    profilers = callbacks_of(cli.trainer, LatencyProfiler)
+    footprint = next(profiler.footprint for profiler in profilers if profiler.footprint)
     console = Console()
     console.print(summary_table(cli, footprint))
     folder = run_dir(cli.trainer)

@@ -16,6 +16,7 @@ import lightning_efficient.datamodules
 import lightning_efficient.modules  # noqa: F401  # imported classes can be given by their short names
 from lightning_efficient import plugins
 from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_names
+from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.cli.output import say
 from lightning_efficient.cli.predictions import write_predictions
 from lightning_efficient.cli.problems import explain
@@ -89,7 +90,7 @@ class EfficientCLI(ExplicitArgumentsWin):
     def fit(self, **kwargs: Any) -> None:
         """Run ``Trainer.fit`` and say where the run folder is."""
         self._run(self.trainer.fit, kwargs)
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero and not is_rehearsal(self.trainer):
             say(str(run_dir(self.trainer)))
 
     def validate(self, **kwargs: Any) -> None:
@@ -103,7 +104,7 @@ class EfficientCLI(ExplicitArgumentsWin):
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict`` and write the predictions into the run folder."""
         outputs = self._run(self.trainer.predict, kwargs)
-        if outputs and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if outputs and not is_rehearsal(self.trainer):
             ranks = self.trainer.global_rank, self.trainer.world_size
             say(str(write_predictions(outputs, run_dir(self.trainer), *ranks)))
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_efficient._trainer import callbacks_of
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.reporting import run_dir
 
@@ -36,7 +37,7 @@ class RunFolder(SaveConfigCallback):
             (folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         except OSError as error:
             raise _not_writable(folder, error) from error
-        if stage == "fit" and any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if stage == "fit" and callbacks_of(trainer, ModelCheckpoint):
             _check_room(folder, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

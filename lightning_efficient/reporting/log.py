@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.reporting.run_folder import artefact
 from lightning_efficient.reporting.senders import send_curve, send_figure, send_table
 
@@ -85,7 +86,7 @@ def thin(rows: Sequence[Sequence[float]], most: int) -> list[Sequence[float]]:
 
 
 def _writes(trainer: Trainer) -> bool:
-    return trainer.is_global_zero and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    return trainer.is_global_zero and not trainer.sanity_checking and not is_rehearsal(trainer)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
