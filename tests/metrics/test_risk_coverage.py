@@ -13,6 +13,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from torchmetrics import MetricCollection
 
 import lightning_efficient.functional as LF
@@ -309,10 +310,10 @@ def test_the_area_under_the_drawn_curve_is_the_metric(metric, area):
     drawn = feed(metric())
     _, axes = drawn.plot()
     model, perfect, _ = (line.get_xydata() for line in axes.lines)
-    below = np.trapezoid(model[:, 1], model[:, 0])
+    below = trapezoid(model[:, 1], model[:, 0])
     assert below == pytest.approx(drawn.compute().item(), abs=2e-4)
     oracle = LF.risk_coverage_summary(-ERRORS.double(), ERRORS)
-    assert np.trapezoid(perfect[:, 1], perfect[:, 0]) == pytest.approx(area(oracle).item(), abs=2e-4)
+    assert trapezoid(perfect[:, 1], perfect[:, 0]) == pytest.approx(area(oracle).item(), abs=2e-4)
 
 
 def test_a_plot_goes_on_given_axes_and_marks_the_operating_point():
