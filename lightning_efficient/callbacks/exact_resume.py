@@ -24,7 +24,7 @@ class ExactResume(Callback):
     weights, bit for bit: from a checkpoint at the end of an epoch with any data loader, and from one in mid-epoch
     with torchdata's ``StatefulDataLoader``. Validation no longer moves the random state of training.
 
-    Costs 20 kB in a checkpoint, and a reading of the states before each validation.
+    Costs the states in each checkpoint, and a reading of them before each validation.
 
     Not covered with loaders of other kinds than our data modules have: ``persistent_workers`` (their generators outlive
     the epoch and cannot be read), random transforms in worker processes when the checkpoint is from mid-epoch, and a

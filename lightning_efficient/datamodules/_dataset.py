@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from lightning_efficient.rng import rng_untouched
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class AugmentedImages(ImageDataset):
 
     def __getitems__(self, keys: list[int]) -> list[tuple[Tensor, int]]:
         """Return several samples; torch's loader calls this, so the random states are saved once per batch."""
-        with _global_rng_untouched():
+        with rng_untouched(cuda=False):  # transforms run on the CPU
             return [self._seeded(key) for key in keys]
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
@@ -96,15 +97,3 @@ class AugmentedImages(ImageDataset):
         np.random.seed(random.getrandbits(32))
         torch.default_generator.manual_seed(random.getrandbits(63))
         return super().__getitem__(key % len(self))
-
-
-@contextmanager
-def _global_rng_untouched() -> Iterator[None]:
-    # torch.random.fork_rng would also save CUDA states, and transforms run on the CPU only.
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
