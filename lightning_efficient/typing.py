@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -15,3 +16,36 @@ Predictions: TypeAlias = Callable[[Any, Batch, Any], tuple[Tensor, Tensor]]
 
 InputShape: TypeAlias = tuple[int, ...]
 """Shape of one sample without the batch dimension, such as ``(3, 224, 224)``."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a sequence a training step sees, for a ``training_step`` that takes ``part``.
+
+    Attributes:
+        index: Number of the part, from 0.
+        count: How many parts the sequence has.
+        start: Its first time step.
+        stop: The time step after its last one.
+        length: Time steps of the whole sequence.
+    """
+
+    index: int
+    count: int
+    start: int
+    stop: int
+    length: int
+
+
+class SequenceBatch(NamedTuple):
+    """A batch of labelled sequences; a tuple like any other, with names.
+
+    Attributes:
+        inputs: Float features of shape ``(N, T, F)``.
+        target: One label per sequence ``(N,)``, or one per time step ``(N, T)``.
+        index: Position of each sample in its data set, shape ``(N,)``, int64.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index

@@ -12,6 +12,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from lightning_efficient._lightning_compat import train_loaders_given_to_fit
+from lightning_efficient._trainer import gather_objects
 from lightning_efficient.rng import RngState, capture_rng, restore_rng
 from lightning_efficient.typing import Batch
 
@@ -87,12 +88,7 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the random states of all ranks into the checkpoint."""
-        per_rank = [capture_rng()]
-        # a failing rank saves alone, and waiting for the others there would never end
-        if trainer.world_size > 1 and not trainer.interrupted:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, per_rank[0])
-            per_rank = gathered
+        per_rank = gather_objects(trainer, capture_rng())
         checkpoint["callbacks"][self.state_key] = {"per_rank": per_rank, "epoch_is_over": trainer.is_last_batch}
         if trainer.is_last_batch:
             # a finished iterator restored would give an epoch without a batch: Lightning stops asking at the last

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from lightning_efficient.callbacks._moment import all_finite, cause_of_bad_loss, last_good_checkpoint, moment
 from lightning_efficient.errors import NonFiniteLossError
 from lightning_efficient.typing import Batch
 
@@ -44,36 +41,15 @@ class FiniteLoss(Callback):
         value = loss.item()
         if math.isfinite(value):
             return
-        inputs = [leaf for leaf in tree_leaves(self._batch) if isinstance(leaf, Tensor)]
-        cause = (
-            "the batch is finite, so try a lower learning rate or gradient clipping"
-            if _all_finite(inputs)
-            else "the batch itself holds NaN or infinite values"
+        raise NonFiniteLossError(
+            f"the training loss is {value} at {moment(trainer)}; {cause_of_bad_loss(self._batch)}; "
+            f"{last_good_checkpoint(trainer)}"
         )
-        raise NonFiniteLossError(f"the training loss is {value} at {_moment(trainer)}; {cause}; {_last_good(trainer)}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look at the weights."""
-        if not _all_finite(pl_module.parameters()):
+        if not all_finite(pl_module.parameters()):
             raise NonFiniteLossError(
-                f"the weights hold NaN or infinite values at {_moment(trainer)}, so no checkpoint of them is written; "
-                f"try a lower learning rate or gradient clipping; {_last_good(trainer)}"
+                f"the weights hold NaN or infinite values at {moment(trainer)}, so no checkpoint of them is written; "
+                f"try a lower learning rate or gradient clipping; {last_good_checkpoint(trainer)}"
             )
-
-
-def _all_finite(tensors: Any) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-
-def _moment(trainer: Trainer) -> str:
-    return f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
-
-
-def _last_good(trainer: Trainer) -> str:
-    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    named = [path for keeper in keepers for path in (keeper.best_model_path, keeper.last_model_path) if path]
-    # a monitored checkpoint is the best one and may be old
-    saved = max(
-        (path for path in map(Path, named) if path.exists()), key=lambda path: path.stat().st_mtime, default=None
-    )
-    return f"last good checkpoint: {saved or 'none yet'}"

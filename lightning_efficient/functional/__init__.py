@@ -12,6 +12,7 @@ from lightning_efficient.functional.confidence import (
     max_logit,
     msp,
 )
+from lightning_efficient.functional.fptt import fptt_gradient_, fptt_penalty, fptt_restart_, fptt_update_
 from lightning_efficient.functional.operating_points import (
     RiskKind,
     abstention_rate,
@@ -19,6 +20,7 @@ from lightning_efficient.functional.operating_points import (
     risk_at_coverage,
     selective_accuracy,
 )
+from lightning_efficient.functional.parts import SplitBatch, sequence_parts
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
     RiskCoveragePoints,
@@ -34,6 +36,7 @@ __all__ = [
     "RiskCoveragePoints",
     "RiskKind",
     "Score",
+    "SplitBatch",
     "abstention_rate",
     "augrc",
     "aurc",
@@ -43,6 +46,10 @@ __all__ = [
     "eaurc",
     "energy",
     "entropy",
+    "fptt_gradient_",
+    "fptt_penalty",
+    "fptt_restart_",
+    "fptt_update_",
     "margin",
     "max_logit",
     "msp",
@@ -50,4 +57,5 @@ __all__ = [
     "risk_coverage_curve",
     "risk_coverage_summary",
     "selective_accuracy",
+    "sequence_parts",
 ]
