@@ -11,30 +11,77 @@ from typing import TYPE_CHECKING, Any
 from lightning_efficient._version import __version__
 
 if TYPE_CHECKING:
-    from lightning_efficient.callbacks import ExactResume, FiniteLoss, LatencyProfiler, SelectiveCoverage
-    from lightning_efficient.datamodules import Digits, ImageFolderImages, TorchvisionImages
-    from lightning_efficient.modules import ImageClassifier
+    from lightning_efficient.callbacks import (
+        FPTT,
+        ChunkedBackprop,
+        ExactResume,
+        FiniteLoss,
+        LatencyProfiler,
+        SelectiveCoverage,
+    )
+    from lightning_efficient.datamodules import (
+        AddingProblem,
+        CopyMemory,
+        Digits,
+        HumanActivity,
+        ImageFolderImages,
+        PennTreebank,
+        SequentialImages,
+        SpokenCommands,
+        TorchvisionImages,
+        WikiText,
+    )
+    from lightning_efficient.modules import ImageClassifier, LanguageModel, SequenceClassifier, SequenceRegressor
+    from lightning_efficient.nn import IncrementalRNN, TimeAdaptiveRNN
 
 _HOMES = {
+    "ChunkedBackprop": "callbacks",
     "ExactResume": "callbacks",
+    "FPTT": "callbacks",
     "FiniteLoss": "callbacks",
     "LatencyProfiler": "callbacks",
     "SelectiveCoverage": "callbacks",
+    "AddingProblem": "datamodules",
+    "CopyMemory": "datamodules",
     "Digits": "datamodules",
+    "HumanActivity": "datamodules",
     "ImageFolderImages": "datamodules",
+    "PennTreebank": "datamodules",
+    "SequentialImages": "datamodules",
+    "SpokenCommands": "datamodules",
     "TorchvisionImages": "datamodules",
+    "WikiText": "datamodules",
     "ImageClassifier": "modules",
+    "LanguageModel": "modules",
+    "SequenceClassifier": "modules",
+    "SequenceRegressor": "modules",
+    "IncrementalRNN": "nn",
+    "TimeAdaptiveRNN": "nn",
 }
 
 __all__ = [
+    "FPTT",
+    "AddingProblem",
+    "ChunkedBackprop",
+    "CopyMemory",
     "Digits",
     "ExactResume",
     "FiniteLoss",
+    "HumanActivity",
     "ImageClassifier",
     "ImageFolderImages",
+    "IncrementalRNN",
+    "LanguageModel",
     "LatencyProfiler",
+    "PennTreebank",
     "SelectiveCoverage",
+    "SequenceClassifier",
+    "SequenceRegressor",
+    "SequentialImages",
+    "SpokenCommands",
+    "TimeAdaptiveRNN",
     "TorchvisionImages",
+    "WikiText",
     "__version__",
 ]
 

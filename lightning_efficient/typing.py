@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -28,6 +28,7 @@ class Part:
         start: Its first time step.
         stop: The time step after its last one.
         length: Time steps of the whole sequence.
+        counts: For sequences of different lengths: in how many parts each of them has steps, int64 ``(N,)``.
     """
 
     index: int
@@ -35,6 +36,7 @@ class Part:
     start: int
     stop: int
     length: int
+    counts: Tensor | None = field(default=None, compare=False)
 
 
 class SequenceBatch(NamedTuple):

@@ -14,7 +14,7 @@ so that a step needs one matrix product from ``s``, and one more for every inner
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -90,7 +90,7 @@ class FusedRecurrence(torch.autograd.Function):
         whole = len(segments) == 1 and segments[0] == (0, steps, batch)
         output = (inputs.new_empty if whole else inputs.new_zeros)(steps, batch, hidden)
         last = initial.clone()
-        run = steps_of.gated_forward if form.gate else steps_of.plain_forward
+        run = _forward_loop(form, inputs, hidden, len(step_sizes))
         weights = weight_hh.t(), weight_inner if weight_inner is None else weight_inner.t()
         sizes = _numbers(step_sizes)
         for start, stop, rows in segments:
@@ -114,6 +114,15 @@ class FusedRecurrence(torch.autograd.Function):
         # what is called inside an autocast region may be called back inside one
         with torch.autocast(saved["inputs"].device.type, enabled=False):
             return *_backward(saved, needs, ctx.form, ctx.segments, grad_output, grad_last), None, None
+
+
+def _forward_loop(form: Form, inputs: Tensor, hidden: int, inner_steps: int) -> Callable[..., None]:
+    if form.triton:
+        from lightning_efficient.functional import _triton_recurrence
+
+        if _triton_recurrence.runs(inputs, hidden, inner_steps):
+            return _triton_recurrence.forward
+    return steps_of.gated_forward if form.gate else steps_of.plain_forward
 
 
 def fused_recurrence(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -22,12 +22,14 @@ class Form(NamedTuple):
         activation: ``"relu"``, ``"tanh"`` or ``"sigmoid"``.
         decay: How often the increment is taken off within an inner iteration.
         pull: Without a gate, the multiple of the old state that is added to the activation.
+        triton: Whether to run forward in the Triton kernel where it can.
     """
 
     gate: str | None
     activation: str
     decay: float
     pull: float = -2.0
+    triton: bool = False
 
 
 class Coefficients(NamedTuple):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
@@ -135,7 +136,12 @@ class SplitBatch:
             lengths = batch._fields.index("lengths")
         if lengths is not None:
             _check_lengths(elements[lengths], length, size)
-        return cls(batch, sequence_parts(length, parts, part_length), time_dim, size, cut, lengths)
+        split = sequence_parts(length, parts, part_length)
+        if lengths is not None:
+            starts = torch.tensor([part.start for part in split], device=elements[lengths].device)
+            counts = (elements[lengths].unsqueeze(1) > starts).sum(1)
+            split = [replace(part, counts=counts) for part in split]
+        return cls(batch, split, time_dim, size, cut, lengths)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -199,9 +205,7 @@ def _known(key: Key, batch: Batch, elements: Mapping[Any, Any]) -> Key:
     if found not in elements:
         names = [str(name) for name in (fields or elements)]
         hint = did_you_mean(str(key), names)
-        raise ConfigurationError(
-            f"sequences names {key!r}, no element of the batch, which has {names}.{hint}"
-        )
+        raise ConfigurationError(f"sequences names {key!r}, no element of the batch, which has {names}.{hint}")
     return found
 
 

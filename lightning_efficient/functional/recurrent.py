@@ -25,7 +25,7 @@ from lightning_efficient.functional._recurrence_reference import (
 
 Gate: TypeAlias = Literal["after", "inside"]
 Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"]
-Implementation: TypeAlias = Literal["fused", "reference"]
+Implementation: TypeAlias = Literal["fused", "reference", "triton"]
 
 
 def time_adaptive_rnn(
@@ -68,6 +68,8 @@ def time_adaptive_rnn(
         batch_sizes: How many sequences are still running at each step, not increasing, the longest sequence first.
         implementation: ``"fused"``: buffers filled in place and a backward pass by hand, once differentiable.
             ``"reference"``: plain operators, differentiable any number of times and under ``torch.func``.
+            ``"triton"``: as fused, with all forward steps in one kernel where that is possible: float32 on CUDA,
+            ``K = 1``, 16 to 128 units, a power of two. The kernel has been tested in Triton's interpreter only.
 
     Returns:
         The states ``(T, N, H)``, 0 after the end of a sequence, and each sequence's last one ``(N, H)``; float32 or
@@ -104,7 +106,7 @@ def time_adaptive_rnn(
         offset = torch.cat([offset, offset.new_zeros(hidden)])
         # one iteration from an increment of 0: only its product with the rate matters, in either place
         single = len(table) == 1
-        form = Form("inside" if single else gate, activation, decay)
+        form = Form("inside" if single else gate, activation, decay, triton=implementation == "triton")
         square_inner = None if single else inner.contiguous()
         segments = _segments(sizes)
         return fused_recurrence(
@@ -177,11 +179,24 @@ def incremental_rnn(
         for matrix in rest:
             wide, square, offset = matrix @ wide, matrix @ square, matrix @ offset
         inner = None if len(table) == 1 else square.contiguous()
-        form, segments = Form(None, activation, decay=1.0), _segments(sizes)
+        form, segments = Form(None, activation, 1.0, triton=implementation == "triton"), _segments(sizes)
         # the first iteration starts from the old state, which therefore enters twice
         return fused_recurrence(
             x.contiguous(), None, first, wide, None, 2 * square, inner, offset, table, form, segments
         )
+
+
+def near_identity(up: Tensor, down: Tensor) -> Tensor:
+    """Return the identity plus the product of ``(H, r)`` and ``(r, H)``, in float32 or float64 also under autocast.
+
+    Example:
+        >>> near_identity(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 2.0]]))
+        tensor([[1., 2.],
+                [0., 1.]])
+    """
+    with torch.autocast(up.device.type, enabled=False):
+        left, right = _promoted(up, down)
+        return torch.eye(len(left), dtype=left.dtype, device=left.device) + left @ right
 
 
 def _check(
@@ -189,7 +204,7 @@ def _check(
 ) -> list[int]:
     """Check the arguments that both share, and return the batch sizes."""
     check_choice("activation", activation, ACTIVATIONS)
-    check_choice("implementation", implementation, ("fused", "reference"))
+    check_choice("implementation", implementation, ("fused", "reference", "triton"))
     if inputs.ndim != 3 or not len(inputs):
         raise ConfigurationError(f"inputs have shape {tuple(inputs.shape)}; give (T, N, F) with at least one step.")
     if not inputs.is_floating_point():

@@ -1,5 +1,8 @@
 """LightningModules: what ``--model`` names."""
 
 from lightning_efficient.modules.image_classifier import ImageClassifier
+from lightning_efficient.modules.language_model import LanguageModel
+from lightning_efficient.modules.sequence_classifier import SequenceClassifier
+from lightning_efficient.modules.sequence_regressor import SequenceRegressor
 
-__all__ = ["ImageClassifier"]
+__all__ = ["ImageClassifier", "LanguageModel", "SequenceClassifier", "SequenceRegressor"]

@@ -34,12 +34,13 @@ class CountedAverage(Metric):
 
     def update(self, values: Tensor, counted: Tensor | None = None) -> None:
         """Add values of any shape, and which of them count; ``None`` counts all."""
+        # not in place: after Trainer.validate the states are inference tensors
         if counted is None:
-            self.total += values.sum()
-            self.count += values.numel()
+            self.total = self.total + values.sum()
+            self.count = self.count + values.numel()
         else:
-            self.total += torch.where(counted, values, 0.0).sum()
-            self.count += counted.sum()
+            self.total = self.total + torch.where(counted, values, 0.0).sum()
+            self.count = self.count + counted.sum()
 
     def compute(self) -> Tensor:
         """Return the mean, a scalar."""

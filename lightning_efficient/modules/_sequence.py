@@ -28,14 +28,12 @@ class Sequences:
         target: What is asked for.
         lengths: Valid steps of each sequence within this part, int64 ``(N,)``, if they differ.
         index: Position of each sample in its data set, int64 ``(N,)``, if it is known.
-        part_counts: In how many parts each sequence has steps, int64 ``(N,)``, if that differs.
     """
 
     inputs: Tensor
     target: Tensor
     lengths: Tensor | None = None
     index: Tensor | None = None
-    part_counts: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> Sequences:
@@ -56,9 +54,10 @@ class Sequences:
             f"this one is {form}"
         )
 
-    def weight(self, part: Part) -> float | Tensor:
-        """How much a label of the whole sequence weighs at the end of a part, per sequence where that differs."""
-        return part_weight(part.index, part.count if self.part_counts is None else self.part_counts)
+
+def terminal_weight(part: Part) -> float | Tensor:
+    """How much a label of the whole sequence weighs at the end of a part, per sequence where that differs."""
+    return part_weight(part.index, part.count if part.counts is None else part.counts)
 
 
 def whole(inputs: Tensor) -> Part:

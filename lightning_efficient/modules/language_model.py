@@ -32,7 +32,8 @@ class LanguageModel(SequenceModule):
     ``perplexity`` of words or ``bits_per_character`` of characters, over all tokens on any number of processes.
 
     Evaluation carries the state from batch to batch of an epoch. Training does not: each batch starts from a state of
-    zeros, unless the callback ``ChunkedBackprop(parts=1, carry=True)``, with more ``parts`` or ``FPTT``, carries it.
+    zeros, unless the callback ``ChunkedBackprop(parts=1, carry=True)``, with more ``parts`` or ``FPTT``, carries it. A
+    network that has seen states of short histories only can do badly in evaluation, ``irnn`` and ``tarnn`` above all.
 
     Args:
         vocabulary_size: Number of different tokens.
@@ -96,6 +97,7 @@ class LanguageModel(SequenceModule):
         rnn = rnn_name(rnn)  # a class cannot be loaded from a checkpoint, and neither can callables
         self.save_hyperparameters(ignore=() if hyperparameters_are_given() else ("optimizer", "lr_scheduler"))
         self.vocabulary_size = vocabulary_size
+        self.level = level
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         if tie_weights:
             # the read-out's initial weights, since an embedding's are too large to predict with
@@ -106,8 +108,15 @@ class LanguageModel(SequenceModule):
         self._carried: Any = None
 
     def setup(self, stage: str) -> None:
-        """Compare the vocabulary with the data module's, if it tells it."""
+        """Compare the vocabulary and the kind of tokens with the data module's, if it tells them."""
         self.expect_of_data({"vocabulary_size": self.vocabulary_size}, at_least=True)
+        data = getattr(self.trainer, "datamodule", None)
+        theirs = getattr(data, "level", self.level)
+        if theirs != self.level:
+            raise ConfigurationError(
+                f"model.level is {self.level!r}, but {type(data).__name__} reads text by the {theirs}; "
+                f"set model.level to {theirs!r}"
+            )
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return scores ``(N, T, V)`` of every next token, for tokens ``(N, T)`` with the state zero at first."""
@@ -143,7 +152,7 @@ class LanguageModel(SequenceModule):
         self, batch: Batch, batch_idx: int, stage: str, mean: CountedAverage, measure: CountedAverage
     ) -> dict[str, Tensor]:
         data = self._checked(batch)
-        # an epoch begins, or another data loader; the error for another number of streams comes from the network
+        # an epoch begins with batch 0; the error for another number of streams comes from the network
         before = self._carried if batch_idx else None
         logits, self._carried = self._scores(data.inputs, before, data.lengths, 0)
         losses, counted = self._losses(logits, data)

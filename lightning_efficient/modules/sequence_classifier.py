@@ -20,7 +20,7 @@ from lightning_efficient.losses import PreviousPredictions, WrongPredictions
 from lightning_efficient.modules._counted_average import CountedAverage
 from lightning_efficient.modules._recurrent_network import RecurrentNetwork
 from lightning_efficient.modules._rnn_factory import rnn_name
-from lightning_efficient.modules._sequence import LrInterval, SequenceModule, Sequences, whole
+from lightning_efficient.modules._sequence import LrInterval, SequenceModule, Sequences, terminal_weight, whole
 from lightning_efficient.typing import Batch, Part
 
 Divergence = Literal["paper", "released"]
@@ -37,7 +37,7 @@ class SequenceClassifier(SequenceModule):
     Alone it is trained by back-propagation through time. With the callbacks ``ChunkedBackprop`` and ``FPTT`` each batch
     is trained in ``K`` parts. A label of the whole sequence is then asked for at the end of every part ``p = 0..K-1``,
     with weight ``(p + 1) / K``; where sequences differ in length, ``K`` is the number of parts in which a sequence has
-    steps, if the batch tells it as ``part_counts``, and ended sequences do not count. Labels per step are not weighted.
+    steps, and ended sequences do not count. Labels per step are not weighted.
 
     Args:
         input_size: Features per time step, ``F``.
@@ -164,9 +164,9 @@ class SequenceClassifier(SequenceModule):
         target = self._target(data)
         losses, counted = self._losses(logits, target)
         if not self.every_step:
-            weight = data.weight(part)
+            weight = terminal_weight(part)
             losses = weight * losses
-            if self.divergence is not None:
+            if self.divergence is not None and part.count > 1:
                 term = self.divergence(
                     logits, target, part, index=data.index, epoch=self.current_epoch + 1, counted=counted
                 )
@@ -192,9 +192,7 @@ class SequenceClassifier(SequenceModule):
     def _logits(self, data: Sequences) -> Tensor:
         return self(data.inputs, data.lengths)
 
-    def _evaluate(
-        self, batch: Batch, stage: str, mean: CountedAverage, accuracy: MulticlassAccuracy
-    ) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Batch, stage: str, mean: CountedAverage, accuracy: Metric) -> dict[str, Tensor]:
         data = self._checked(batch)
         logits = self._logits(data)
         target = self._target(data)

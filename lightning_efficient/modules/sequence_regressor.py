@@ -15,7 +15,7 @@ from lightning_efficient.functional.part_losses import counted_mean, valid_steps
 from lightning_efficient.modules._counted_average import CountedAverage
 from lightning_efficient.modules._recurrent_network import RecurrentNetwork
 from lightning_efficient.modules._rnn_factory import rnn_name
-from lightning_efficient.modules._sequence import LrInterval, SequenceModule, Sequences, whole
+from lightning_efficient.modules._sequence import LrInterval, SequenceModule, Sequences, terminal_weight, whole
 from lightning_efficient.typing import Batch, Part
 
 
@@ -30,7 +30,7 @@ class SequenceRegressor(SequenceModule):
     Alone it is trained by back-propagation through time. With the callbacks ``ChunkedBackprop`` and ``FPTT`` each batch
     is trained in ``K`` parts. A target of the whole sequence is then asked for at the end of every part ``p = 0..K-1``,
     with weight ``(p + 1) / K``; where sequences differ in length, ``K`` is the number of parts in which a sequence has
-    steps, if the batch tells it as ``part_counts``, and ended sequences do not count. Targets per step are not
+    steps, and ended sequences do not count. Targets per step are not
     weighted.
 
     Args:
@@ -128,7 +128,7 @@ class SequenceRegressor(SequenceModule):
         read, hiddens = self.read(data.inputs, hiddens, data.lengths, part.start)
         losses, counted = self._losses(read, data)
         if not self.every_step:
-            losses = data.weight(part) * losses
+            losses = terminal_weight(part) * losses
         loss = counted_mean(losses, counted)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(data.inputs))
         prediction = read.detach().view(data.target.shape)

@@ -13,7 +13,7 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
 from lightning_efficient.functional.recurrent import ACTIVATIONS, Activation
 
-Implementation: TypeAlias = Literal["auto", "fused", "reference"]
+Implementation: TypeAlias = Literal["auto", "fused", "reference", "triton"]
 
 
 class Lengths(NamedTuple):
@@ -44,7 +44,7 @@ class RecurrentLayer(nn.Module):
         activation: ``relu``, ``tanh`` or ``sigmoid``.
         learn_step_size: Whether step sizes are parameters.
         max_length: Time steps with a step size of their own, or None for one that all share.
-        implementation: ``fused``, ``reference`` (see ``time_adaptive_rnn``), or ``auto``, which is ``fused``.
+        implementation: ``fused``, ``reference``, ``triton`` (see the functions), or ``auto``, which is ``fused``.
 
     Raises:
         ConfigurationError: an option has a value that cannot work.
@@ -74,7 +74,7 @@ class RecurrentLayer(nn.Module):
             raise ConfigurationError(f"dropout={dropout!r} must be in [0, 1).")
         check_positive("step_size", step_size)
         check_choice("activation", activation, ACTIVATIONS)
-        check_choice("implementation", implementation, ("auto", "fused", "reference"))
+        check_choice("implementation", implementation, ("auto", "fused", "reference", "triton"))
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.dropout = batch_first, dropout
         self.inner_steps, self.step_size, self.activation = inner_steps, step_size, activation
@@ -261,13 +261,21 @@ class RecurrentLayer(nn.Module):
         times = torch.arange(start, start + steps, device=sizes.device).clamp_(max=self.max_length - 1)
         return sizes.index_select(1, times)
 
-    def _how(self) -> Literal["fused", "reference"]:
-        return "reference" if self.implementation == "reference" else "fused"
+    def _how(self) -> Literal["fused", "reference", "triton"]:
+        return "fused" if self.implementation == "auto" else self.implementation
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults."""
-        options = {"num_layers": 1, "batch_first": False, "dropout": 0.0, "inner_steps": 1, "max_length": None}
-        told = [f"{name}={getattr(self, name)}" for name, default in options.items() if getattr(self, name) != default]
+        options: dict[str, Any] = {
+            "num_layers": 1,
+            "batch_first": False,
+            "dropout": 0.0,
+            "inner_steps": 1,
+            "max_length": None,
+        }
+        options |= {"gate": "after", "rank": None}
+        given = {name: (getattr(self, name, default), default) for name, default in options.items()}
+        told = [f"{name}={value!r}" for name, (value, default) in given.items() if value != default]
         return ", ".join([str(self.input_size), str(self.hidden_size), *told, f"activation={self.activation!r}"])
 
 

@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Sequence
 from typing import overload
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional.recurrent import Activation, incremental_rnn
+from lightning_efficient.functional.recurrent import Activation, incremental_rnn, near_identity
 from lightning_efficient.nn._recurrent_layer import Implementation, RecurrentLayer
 
 _WEAK = 0.5
@@ -53,12 +52,14 @@ class IncrementalRNN(RecurrentLayer):
         learn_step_size: Whether step sizes are parameters.
         max_length: Number of time steps with step sizes of their own; later steps take the last. None: all share them.
         implementation: ``auto`` is ``fused``; ``reference`` runs plain operators step by step, slowly: for second
-            derivatives and ``torch.func``.
+            derivatives and ``torch.func``. ``triton`` is ``fused`` with a forward kernel on CUDA where it fits (one
+            iteration, 16 to 128 units, a power of two), which has run in Triton's interpreter only and on no GPU.
 
     Raises:
         ConfigurationError: an option has a value that cannot work.
 
     Example:
+        >>> import torch
         >>> rnn = IncrementalRNN(3, 8, inner_steps=3, step_size=0.001)
         >>> output, state = rnn(torch.randn(10, 2, 3))
         >>> output.shape, state.shape
@@ -125,8 +126,7 @@ class IncrementalRNN(RecurrentLayer):
         if self.rank is None:
             (weight_hh,) = self._of(layer, "weight_hh")
         else:
-            up, down = self._of(layer, "weight_up", "weight_down")
-            weight_hh = torch.eye(self.hidden_size, dtype=up.dtype, device=up.device) + up @ down
+            weight_hh = near_identity(*self._of(layer, "weight_up", "weight_down"))
         return incremental_rnn(
             inputs,
             state,

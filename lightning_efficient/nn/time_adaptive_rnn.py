@@ -51,7 +51,8 @@ class TimeAdaptiveRNN(RecurrentLayer):
             last one. None: one for all time steps.
         learn_step_size: Whether step sizes are parameters.
         implementation: ``auto`` is ``fused``; ``reference`` runs plain operators step by step, slowly: for second
-            derivatives and ``torch.func``.
+            derivatives and ``torch.func``. ``triton`` is ``fused`` with a forward kernel on CUDA where it fits (one
+            iteration, 16 to 128 units, a power of two), which has run in Triton's interpreter only and on no GPU.
 
     Raises:
         ConfigurationError: an option has a value that cannot work.

@@ -42,13 +42,22 @@ def peak_memory(module: nn.Module, example: Any) -> tuple[int, str]:
         module.eval()
         if device.type == "cuda":
             return _allocated(module, args, kwargs, resident, device), "cuda allocator"
-        with _LiveTensors(resident) as live:
+        with LiveTensors(resident) as live:
             module(*args, **kwargs)
         return live.peak, "live tensors"
 
 
-class _LiveTensors(TorchDispatchMode):
-    """Adds up the storages of ``resident`` tensors and of all that operators return, for as long as they live."""
+class LiveTensors(TorchDispatchMode):
+    """Adds up the storages of ``resident`` tensors and of all that operators return, for as long as they live.
+
+    Used as a context. Backward passes on the CPU run in the same thread, so they are followed too.
+
+    Args:
+        resident: Tensors that are there before and stay, such as parameters and the batch.
+
+    Attributes:
+        peak: The largest number of bytes alive at once so far, ``resident`` included.
+    """
 
     def __init__(self, resident: Iterable[Tensor]) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ def test_one_step_of_each_half_is_marked_and_the_marked_values_are_added(length)
     assert (inputs.shape, target.shape) == ((50, length, 2), (50,))
     assert (inputs.dtype, target.dtype) == (torch.float32, torch.float32)
     values, marks = inputs.unbind(-1)
-    assert set(marks.unique().tolist()) == {0.0, 1.0}
+    assert set(marks.unique().tolist()) <= {0.0, 1.0}
     half = length // 2
     assert marks[:, :half].sum(1).eq(1).all()
     assert marks[:, length - half :].sum(1).eq(1).all()

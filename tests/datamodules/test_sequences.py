@@ -175,7 +175,7 @@ def test_prediction_follows_the_order_of_the_test_part(kind):
 
 
 def test_batches_of_labelled_sequences_name_their_samples():
-    module = data("labelled", train_samples=None)
+    module = SequentialImages("Digits")
     module.setup("fit")
     dataset = module.datasets["train"]
     batch = next(iter(module.train_dataloader()))

@@ -66,7 +66,8 @@ def test_the_divergence_is_the_sum_or_mean_written_out(over_classes: str) -> Non
     found = divergence(logits.log_softmax(1), reference, over_classes)  # type: ignore[arg-type]
     for row in range(5):
         total = sum(math.exp(float(z)) for z in logits[row])
-        terms = [-float(q) * math.log(math.exp(float(z)) / total) for q, z in zip(reference[row], logits[row])]
+        pairs = zip(reference[row].tolist(), logits[row].tolist(), strict=True)
+        terms = [-q * math.log(math.exp(z) / total) for q, z in pairs]
         assert float(found[row]) == pytest.approx(sum(terms) / (3 if over_classes == "mean" else 1), abs=1e-12)
 
 

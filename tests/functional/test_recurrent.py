@@ -51,7 +51,7 @@ def run(values, gate, **options):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_time_adaptive_outputs_and_gradients_equal_the_authors(variant, implementation):
-    names = "b1 B1 B2 W1 W2 U1 U2 Wg Ug bg A1".split()
+    names = ["b1", "B1", "B2", "W1", "W2", "U1", "U2", "Wg", "Ug", "bg", "A1"]
     p = {name: golden(f"{variant}/param/{name}").requires_grad_() for name in names}
     x, h0 = golden("x").requires_grad_(), golden("h0").requires_grad_()
     _, _, activation, _, gate = variant.split("_")
@@ -196,7 +196,7 @@ def test_steps_after_the_end_of_a_sequence_are_neither_read_nor_written():
     ],
 )
 def test_what_cannot_work_is_one_clear_error(change, says):
-    names = "inputs initial weight_ih weight_ph weight_hh bias step_size previous_input".split()
+    names = ["inputs", "initial", "weight_ih", "weight_ph", "weight_hh", "bias", "step_size", "previous_input"]
     options = dict(zip(names, arguments(1, "after", grad=False), strict=True))
     with pytest.raises(ConfigurationError, match=says):
         time_adaptive_rnn(**{**options, **change})

@@ -16,9 +16,16 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_efficient.callbacks import ExactResume, FiniteLoss, LatencyProfiler, SelectiveCoverage
-from lightning_efficient.datamodules import Digits
-from lightning_efficient.modules import ImageClassifier
+from lightning_efficient.callbacks import (
+    FPTT,
+    ChunkedBackprop,
+    ExactResume,
+    FiniteLoss,
+    LatencyProfiler,
+    SelectiveCoverage,
+)
+from lightning_efficient.datamodules import Digits, SequentialImages
+from lightning_efficient.modules import ImageClassifier, SequenceClassifier
 
 Options = Mapping[str, Any]
 
@@ -28,7 +35,8 @@ class Setting:
     """How the matrix makes a callback.
 
     ``foreign`` are options that a module of somebody else needs, as YAML has them; ``second`` those of a second
-    instance in the same Trainer. A callback that ``observes`` leaves training exactly as it was.
+    instance in the same Trainer. A callback that ``observes`` leaves training exactly as it was; one for ``sequences``
+    needs a recurrent module. Under the conditions that it ``refuses`` it says so before anything is trained.
     """
 
     cls: type[Callback]
@@ -36,9 +44,14 @@ class Setting:
     foreign: Options = field(default_factory=dict)
     second: Options = field(default_factory=dict)
     observes: bool = True
+    sequences: bool = False
+    refuses: tuple[str, ...] = ()
 
     def make(self, **more: Any) -> Callback:
-        return self.cls(**self.options, **more)
+        return self.cls(**{**self.options, **more})
+
+    def fit(self, folder: Path, *callbacks: Callback, **options: Any) -> dict[str, Tensor]:
+        return fit(folder, *callbacks, sequences=self.sequences, **options)
 
 
 FROM_FORWARD = "lightning_efficient.callbacks.from_forward"
@@ -48,6 +61,24 @@ SETTINGS = {
     "LatencyProfiler": Setting(LatencyProfiler, {"min_run_time_s": 0.01}),
     "FiniteLoss": Setting(FiniteLoss),
     "ExactResume": Setting(ExactResume),
+    "ChunkedBackprop": Setting(
+        ChunkedBackprop,
+        {"parts": 3},
+        {"part_weights": "linear"},
+        {"name": "second"},
+        observes=False,
+        sequences=True,
+        refuses=("accumulate",),
+    ),
+    "FPTT": Setting(
+        FPTT,
+        {"parts": 3, "parameters": "^(network|rnn)"},
+        {"alpha": 0.5},
+        {"parameters": "^head", "name": "head"},
+        observes=False,
+        sequences=True,
+        refuses=("accumulate",),
+    ),
 }
 
 CONDITIONS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -82,6 +113,21 @@ class Foreign(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
+class ForeignRecurrent(Foreign):
+    """The same with a state, as Lightning 1.x asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head, self.net = nn.GRU(1, 8, batch_first=True), nn.Linear(8, 3), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x.unsqueeze(-1))[0][:, -1])
+
+    def training_step(self, batch: Any, batch_idx: int, hiddens: Any = None) -> dict[str, Any]:
+        output, hiddens = self.rnn(batch[0].unsqueeze(-1), hiddens)
+        return {"loss": nn.functional.cross_entropy(self.head(output[:, -1]), batch[1]), "hiddens": hiddens}
+
+
 def classifier(**options: Any) -> ImageClassifier:
     """A real timm model of 100,000 weights, with BatchNorm, dropout and Adam."""
     return ImageClassifier(
@@ -97,6 +143,17 @@ def classifier(**options: Any) -> ImageClassifier:
 def digits(**options: Any) -> Digits:
     """Three augmented batches to an epoch."""
     return Digits(image_size=16, in_chans=1, **{"batch_size": 16, "train_samples": 48, **options})
+
+
+def recurrent_classifier(**options: Any) -> SequenceClassifier:
+    """A GRU with dropout and Adam; torch has no LSTM in half precision on a CPU."""
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    return SequenceClassifier(8, 10, rnn="gru", hidden_size=16, dropout=0.2, optimizer=adam, **options)
+
+
+def rows_of_digits(**options: Any) -> SequentialImages:
+    """Three batches of eight rows of eight pixels to an epoch."""
+    return SequentialImages("Digits", steps="rows", **{"batch_size": 16, "train_samples": 48, **options})
 
 
 def loader(samples: int = 48, **options: Any) -> DataLoader:
@@ -116,11 +173,13 @@ def trainer(folder: Path, *callbacks: Callback, **options: Any) -> L.Trainer:
     return L.Trainer(default_root_dir=folder, **{**quiet, **defaults, **options})
 
 
-def fit(folder: Path, *callbacks: Callback, ckpt_path: Path | None = None, **options: Any) -> dict[str, Tensor]:
-    """Train the classifier on the digits, and return its weights and buffers."""
+def fit(
+    folder: Path, *callbacks: Callback, ckpt_path: Path | None = None, sequences: bool = False, **options: Any
+) -> dict[str, Tensor]:
+    """Train a classifier on the digits, as images or as sequences, and return its weights and buffers."""
     L.seed_everything(0 if ckpt_path is None else 99, verbose=False)
-    module = classifier()
-    trainer(folder, *callbacks, **options).fit(module, datamodule=digits(), ckpt_path=ckpt_path)
+    module, data = (recurrent_classifier(), rows_of_digits()) if sequences else (classifier(), digits())
+    trainer(folder, *callbacks, **options).fit(module, datamodule=data, ckpt_path=ckpt_path)
     return weights(module)
 
 

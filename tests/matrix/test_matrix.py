@@ -15,15 +15,36 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from matrix_settings import CONDITIONS, SETTINGS, Foreign, Setting, differing, fit, loader, trainer, weights
+from matrix_settings import (
+    CONDITIONS,
+    SETTINGS,
+    Foreign,
+    ForeignRecurrent,
+    Setting,
+    differing,
+    fit,
+    loader,
+    trainer,
+    weights,
+)
 from torch import Tensor
 
 from lightning_efficient.callbacks import ExactResume
+from lightning_efficient.errors import ConfigurationError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 
 every_callback = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 every_condition = pytest.mark.parametrize("condition", CONDITIONS)
+every_pair = pytest.mark.parametrize(
+    ("setting", "condition"),
+    [
+        pytest.param(setting, condition, id=f"{name}-{condition}")
+        for name, setting in SETTINGS.items()
+        for condition in CONDITIONS
+        if condition not in setting.refuses
+    ],
+)
 
 
 @cache
@@ -38,24 +59,30 @@ def assert_trained_alike(setting: Setting, trained: dict[str, Tensor], condition
         assert all(value.isfinite().all() for value in trained.values())
 
 
-@every_condition
-@every_callback
+@pytest.mark.parametrize(
+    ("setting", "condition"), [(setting, condition) for setting in SETTINGS.values() for condition in setting.refuses]
+)
+def test_what_it_does_not_support_is_refused_before_training(setting: Setting, condition: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=setting.cls.__name__):
+        setting.fit(tmp_path, setting.make(), **CONDITIONS[condition]())
+
+
+@every_pair
 def test_training_ends_with_the_weights_of_a_run_without_the_callback(
     setting: Setting, condition: str, tmp_path: Path
 ) -> None:
-    trained = fit(tmp_path, setting.make(), **CONDITIONS[condition]())
+    trained = setting.fit(tmp_path, setting.make(), **CONDITIONS[condition]())
     assert_trained_alike(setting, trained, condition)
 
 
-@every_condition
-@every_callback
+@every_pair
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
     setting: Setting, condition: str, tmp_path: Path
 ) -> None:
     save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    whole = fit(tmp_path, setting.make(), ExactResume(), save, **CONDITIONS[condition]())
+    whole = setting.fit(tmp_path, setting.make(), ExactResume(), save, **CONDITIONS[condition]())
     torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
-    resumed = fit(
+    resumed = setting.fit(
         tmp_path, setting.make(), ExactResume(), ckpt_path=tmp_path / "epoch=0.ckpt", **CONDITIONS[condition]()
     )
     assert not differing(whole, resumed)
@@ -72,7 +99,7 @@ def test_it_works_on_a_module_that_knows_nothing_of_it(setting: Setting, tmp_pat
     trained = []
     for callbacks in ([], [through_the_parser(setting, foreign=True)]):
         L.seed_everything(0, verbose=False)
-        module = Foreign()
+        module = ForeignRecurrent() if setting.sequences else Foreign()
         # a generator of its own, or each validation would draw from the global one
         validation = loader(generator=torch.Generator())
         trainer(tmp_path, *callbacks).fit(module, loader(shuffle=True), validation)
@@ -82,7 +109,7 @@ def test_it_works_on_a_module_that_knows_nothing_of_it(setting: Setting, tmp_pat
 
 @every_callback
 def test_two_of_a_kind_do_not_disturb_each_other(setting: Setting, tmp_path: Path) -> None:
-    assert_trained_alike(setting, fit(tmp_path, setting.make(), setting.make(**setting.second)))
+    assert_trained_alike(setting, setting.fit(tmp_path, setting.make(), setting.make(**setting.second)))
 
 
 def pickled(callback: Callback) -> Callback:
@@ -95,13 +122,13 @@ def test_a_copy_is_as_good_before_and_after_a_run(
     setting: Setting, copied: Callable[[Callback], Callback], tmp_path: Path
 ) -> None:
     callback = copied(setting.make())
-    assert_trained_alike(setting, fit(tmp_path, callback))
-    assert_trained_alike(setting, fit(tmp_path, copied(callback)))
+    assert_trained_alike(setting, setting.fit(tmp_path, callback))
+    assert_trained_alike(setting, setting.fit(tmp_path, copied(callback)))
 
 
 @every_callback
 def test_a_rehearsal_writes_no_file(setting: Setting, tmp_path: Path) -> None:
-    fit(
+    setting.fit(
         tmp_path,
         setting.make(),
         ModelCheckpoint(tmp_path / "checkpoints"),

@@ -47,6 +47,22 @@ def test_two_resumed_processes_end_with_the_weights_of_the_uninterrupted_ones(re
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["ChunkedBackprop", "FPTT"])
+def test_two_processes_in_parts_equal_one_with_batches_twice_as_large(name: str, results: Any) -> None:
+    [one], two = results[f"{name} on 1"], results[f"{name} on 2"]
+    assert not differing(*two)
+    for key, value in one.items():
+        torch.testing.assert_close(two[0][key], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_each_process_carries_its_own_state_over_a_resume(results: Any) -> None:
+    first, second, *resumed = results["carried"]
+    assert not differing(first, resumed[0])
+    assert not differing(second, resumed[1])
+
+
+@pytest.mark.slow
 def test_metrics_of_uneven_shards_are_those_of_one_process(results: Any) -> None:
     one, *two = results["ours"]
     assert {"val/loss", "val/accuracy", "val/calibration_error", "val/aurc", "selective/val_aurc"} <= one.keys()

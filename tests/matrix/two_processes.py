@@ -6,6 +6,7 @@ Writes ``FOLDER/results.pt``. A script of its own, since a process that has take
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,22 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from matrix_settings import SETTINGS, Foreign, classifier, digits, loader, trainer, weights
+from matrix_settings import (
+    SETTINGS,
+    Foreign,
+    classifier,
+    digits,
+    loader,
+    recurrent_classifier,
+    rows_of_digits,
+    trainer,
+    weights,
+)
 from torch import Tensor
 
-from lightning_efficient.callbacks import SelectiveCoverage, from_forward
+from lightning_efficient.callbacks import FPTT, ChunkedBackprop, ExactResume, SelectiveCoverage, from_forward
 from lightning_efficient.datamodules import Digits
+from lightning_efficient.modules import SequenceClassifier
 
 TWO = {"devices": 2, "strategy": "ddp_fork"}
 SAMPLES = 101
@@ -53,14 +65,36 @@ class UnevenDigits(Digits):
 
 
 def fit_two(
-    folder: Path, *callbacks: Callback, epochs: int = 1, ckpt_path: Path | None = None
+    folder: Path, *callbacks: Callback, epochs: int = 1, ckpt_path: Path | None = None, sequences: bool = False
 ) -> list[dict[str, Tensor]]:
     """Train on two processes and return the weights of each."""
     L.seed_everything(0 if ckpt_path is None else 99, verbose=False)
     report = Report(folder)
     run = trainer(folder, *callbacks, report, max_epochs=epochs, **TWO)
-    run.fit(classifier(), datamodule=digits(), ckpt_path=ckpt_path)
+    module, data = (recurrent_classifier(), rows_of_digits()) if sequences else (classifier(), digits())
+    run.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return report.read(2)
+
+
+def without_dropout(folder: Path, callback: Callback, processes: int) -> list[dict[str, Tensor]]:
+    """Train on the same samples a step: two processes with batches of eight, or one with batches of sixteen."""
+    L.seed_everything(0, verbose=False)
+    report = Report(folder)
+    options = TWO if processes == 2 else {}
+    run = trainer(folder, callback, report, gradient_clip_val=0.5, **options)
+    module = SequenceClassifier(8, 10, hidden_size=16, optimizer=partial(torch.optim.SGD, lr=0.2))
+    run.fit(module, datamodule=rows_of_digits(batch_size=16 // processes))
+    return report.read(processes)
+
+
+def carried_over_a_resume(folder: Path) -> list[dict[str, Tensor]]:
+    """Train with a state that crosses batches, whole and resumed in mid-epoch; each process has its own state."""
+    save = ModelCheckpoint(folder / "carried", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    callbacks = (ChunkedBackprop(2, carry=True), ExactResume())
+    whole = fit_two(folder, *callbacks, save, epochs=2, sequences=True)
+    callbacks = (ChunkedBackprop(2, carry=True), ExactResume())
+    path = sorted((folder / "carried").glob("*.ckpt"))[0]
+    return whole + fit_two(folder, *callbacks, epochs=2, ckpt_path=path, sequences=True)
 
 
 def validate(
@@ -90,11 +124,18 @@ def metrics_of_a_foreign_loader(folder: Path, processes: int) -> list[dict[str, 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    everything = [setting.make() for setting in SETTINGS.values()]
+    everything = [setting.make() for setting in SETTINGS.values() if not setting.sequences]
+    in_parts = [ChunkedBackprop(4), FPTT(4, alpha=0.5)]
     save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     results = {
         "without": fit_two(folder),
-        **{name: fit_two(folder, setting.make()) for name, setting in SETTINGS.items()},
+        **{name: fit_two(folder, setting.make(), sequences=setting.sequences) for name, setting in SETTINGS.items()},
+        **{
+            f"{type(one).__name__} on {processes}": without_dropout(folder, one, processes)
+            for one in in_parts
+            for processes in (1, 2)
+        },
+        "carried": carried_over_a_resume(folder),
         "everything": fit_two(folder, *everything, save, epochs=2),
         "resumed": fit_two(folder, *everything, epochs=2, ckpt_path=folder / "epoch=0.ckpt"),
         "ours": metrics_of_ours(folder, 1) + metrics_of_ours(folder, 2),

@@ -172,7 +172,11 @@ def test_an_import_path_and_its_class_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("rnn", "options", "message"),
     [
-        ("lstn", {}, r"unknown recurrent network 'lstn'; it is one of lstm, gru, rnn, irnn, tarnn.*Did you mean 'lstm'"),
+        (
+            "lstn",
+            {},
+            r"unknown recurrent network 'lstn'; it is one of lstm, gru, rnn, irnn, .*Did you mean 'lstm'",
+        ),
         ("torch.nn.GRUU", {}, r"model.rnn: 'torch.nn.GRUU' cannot be imported"),
         ("no_such_package.GRU", {}, "cannot be imported: No module named 'no_such_package'"),
         ("torch.nn.init", {}, "no subclass of torch.nn.Module"),

@@ -130,7 +130,7 @@ def test_gradients_stay_within_a_part() -> None:
 def padded() -> dict[str, Tensor]:
     inputs, target = batch(4)
     lengths = torch.tensor([12, 3, 6, 5])
-    return {"inputs": inputs, "target": target, "lengths": lengths, "part_counts": torch.tensor([4, 1, 2, 2])}
+    return {"inputs": inputs, "target": target, "lengths": lengths}
 
 
 def test_sequences_that_end_early_have_their_own_weights_and_then_do_not_count() -> None:
@@ -138,7 +138,7 @@ def test_sequences_that_end_early_have_their_own_weights_and_then_do_not_count()
     outputs = steps(module, data, 4)
     for index, output in enumerate(outputs):
         losses = []
-        for row, count in enumerate(data["part_counts"].tolist()):
+        for row, count in enumerate((4, 1, 2, 2)):
             if index < count:
                 stop = min(3 * index + 3, int(data["lengths"][row]))
                 logits = module(data["inputs"][row : row + 1, :stop])
@@ -254,7 +254,12 @@ def test_predictions_come_with_their_confidence_for_every_kind_of_batch() -> Non
     inputs, labels = batch()
     outputs = [
         module.predict_step(form, 0)
-        for form in (inputs, (inputs, labels), SequenceBatch(inputs, labels, labels), {"inputs": inputs, "target": labels})
+        for form in (
+            inputs,
+            (inputs, labels),
+            SequenceBatch(inputs, labels, labels),
+            {"inputs": inputs, "target": labels},
+        )
     ]
     assert torch.equal(outputs[0]["prediction"], module(inputs).argmax(1))
     assert torch.allclose(outputs[0]["confidence"], module(inputs).softmax(1).amax(1))
@@ -345,19 +350,18 @@ def test_a_divergence_is_for_one_process() -> None:
         module.setup("fit")
 
 
-def test_too_few_classes_and_other_features_are_told_before_training() -> None:
-    class Data:
-        num_classes = 7
-        input_size = F
-
-    for options, message in (({}, "num_classes is 4, but Data has 7; set model.num_classes to 7"),):
-        module = tiny(**options)
-        module._trainer = type("Trainer", (), {"datamodule": Data(), "world_size": 1})()  # type: ignore[assignment]
-        with pytest.raises(ConfigurationError, match=message):
-            module.setup("fit")
-    module = tiny(num_classes=7, input_size=5)
-    module._trainer = type("Trainer", (), {"datamodule": Data(), "world_size": 1})()  # type: ignore[assignment]
-    with pytest.raises(ConfigurationError, match="input_size is 5, but Data has 3; set model.input_size to 3"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "num_classes is 4, but Data has 7; set model.num_classes to 7"),
+        ({"num_classes": 7, "input_size": 5}, r"input_size is 5, but Data has 3; set model.input_size to 3"),
+    ],
+)
+def test_too_few_classes_and_other_features_are_told_before_training(options: dict[str, Any], message: str) -> None:
+    data = type("Data", (), {"num_classes": 7, "input_size": F})()
+    module = tiny(**options)
+    module._trainer = type("Trainer", (), {"datamodule": data, "world_size": 1})()  # type: ignore[assignment]
+    with pytest.raises(ConfigurationError, match=message):
         module.setup("fit")
 
 

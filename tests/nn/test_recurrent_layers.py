@@ -225,7 +225,11 @@ def test_autocast_changes_nothing_and_half_precision_weights_little(kind, option
     rnn.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         cast, state = rnn(x)
-        cast.square().sum().backward()
+        loss = cast.square().sum()
+        if not options.get("rank"):  # torch's own backward passes do not expect to run in here
+            loss.backward()
+    if options.get("rank"):
+        loss.backward()
     assert torch.equal(cast, output)
     assert state.dtype == torch.float32
     assert all(map(torch.equal, gradients, (parameter.grad for parameter in rnn.parameters())))
