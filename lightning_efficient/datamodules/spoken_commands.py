@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,9 +111,13 @@ class SpokenCommands(SequenceDataModule):
 
     def _held_out(self, arrays: dict[str, NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         train = np.flatnonzero(~arrays["is_test"].astype(bool))
-        groups = np.array([_group(str(arrays["speaker"][each]), arrays["x"][each]) for each in train])
-        count = round(self.val_fraction * len(np.unique(groups)))
-        kept, held_out = cut_by_group(groups, count, self.split_seed, "val_fraction")
+        first_of: dict[bytes, int] = {}
+        groups = []
+        for clip in train.tolist():
+            same = first_of.setdefault(arrays["x"][clip].tobytes(), clip)
+            groups.append(str(arrays["speaker"][clip]) or f"clip {same:09}")
+        count = round(self.val_fraction * len(set(groups)))
+        kept, held_out = cut_by_group(np.array(groups), count, self.split_seed, "val_fraction")
         return train[kept], train[held_out]
 
 
@@ -128,7 +131,3 @@ class StandardisedBands:
     def __call__(self, samples: Tensor, index: Tensor) -> Tensor:
         """Return inputs of shape ``(N, T, F)``."""
         return (samples.float() - self.mean) / self.std
-
-
-def _group(speaker: str, clip: NDArray[Any]) -> str:
-    return speaker or f"content {hashlib.sha256(clip.tobytes()).hexdigest()}"

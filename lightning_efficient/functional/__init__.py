@@ -21,6 +21,7 @@ from lightning_efficient.functional.operating_points import (
     selective_accuracy,
 )
 from lightning_efficient.functional.parts import SplitBatch, sequence_parts
+from lightning_efficient.functional.recurrent import incremental_rnn, time_adaptive_rnn
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
     RiskCoveragePoints,
@@ -50,6 +51,7 @@ __all__ = [
     "fptt_penalty",
     "fptt_restart_",
     "fptt_update_",
+    "incremental_rnn",
     "margin",
     "max_logit",
     "msp",
@@ -58,4 +60,5 @@ __all__ = [
     "risk_coverage_summary",
     "selective_accuracy",
     "sequence_parts",
+    "time_adaptive_rnn",
 ]

@@ -1,9 +1,10 @@
 """A Triton kernel for the forward loop with one inner iteration: all time steps in one launch.
 
 It has never run on a GPU: the tests run it in Triton's interpreter on the CPU, and compile it for an H100 without
-running it. They check what it computes and nothing about its speed. That is why it has to be asked for, with ``implementation="triton"``. The backward pass is the
-one of ``_recurrence_steps.py``. Each program owns a few sequences with all their units, so that programs need not wait
-for each other; the price is that every one of them reads the weights in every step.
+running it. They check what it computes and nothing about its speed. That is why it has to be asked for, with
+``implementation="triton"``. The backward pass is the one of ``_recurrence_steps.py``. Each program owns a few sequences
+with all their units, so that programs need not wait for each other; the price is that every one of them reads the
+weights in every step.
 """
 
 from __future__ import annotations

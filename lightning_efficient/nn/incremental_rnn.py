@@ -27,8 +27,9 @@ class IncrementalRNN(RecurrentLayer):
     At the equilibrium the state Jacobian is minus the identity. After ``K`` steps it is about
     ``2 (1 - step_size)^K - 1`` times the identity: near +1 while ``K * step_size`` is far below 0.69, near -1 far above
     it, and near 0, so that nothing is remembered, around it. A warning says so where that factor is below 0.5 in size;
-    a learned step size may still move there, which ``learn_step_size=False`` rules out. Far below, the old state leaks
-    at a rate of about ``2 * K * step_size`` per time step: choose it against the length of the sequences.
+    a learned step size is free, and may move there or become negative, which ``learn_step_size=False`` rules out. Far
+    below, the old state leaks at a rate of about ``2 * K * step_size`` per time step: choose it against the length of
+    the sequences.
 
     Parameters of layer ``l``: ``weight_ih_l`` ``(H, F)`` = W, ``weight_hh_l`` ``(H, H)`` = U, ``bias_l`` ``(H,)`` = b,
     transposed as in ``torch.nn.Linear``, and ``step_size_l`` ``(K,)`` or ``(K, max_length)``. With ``rank``, U is the

@@ -48,8 +48,9 @@ def test_a_batch_is_what_its_samples_are_one_by_one():
     data.setup("fit")
     dataset = data.datasets["train"]
     keys = [7, 2**50 + 3, 12_801]
-    for whole, singles in zip(dataset.__getitems__(keys), zip(*(dataset[key] for key in keys)), strict=True):
-        assert torch.equal(whole, torch.stack(singles))
+    singles = [dataset[key] for key in keys]
+    for number, whole in enumerate(dataset.__getitems__(keys)):
+        assert torch.equal(whole, torch.stack([each[number] for each in singles]))
 
 
 def test_without_a_step_between_it_is_refused():
