@@ -19,7 +19,7 @@ help:
 	@echo 'make test     the test suite'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make docs     build the site into site/'
-	@echo 'make bench    run the side-by-side studies of benchmarks/'
+	@echo 'make bench    run the shorter side-by-side studies of benchmarks/'
 	@echo 'make install  only set up .venv'
 	@echo 'make clean    remove .venv and everything that was built'
 
@@ -52,7 +52,7 @@ docs: install
 
 bench: install
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[bench]' -c constraints.txt
-	@for study in startup callback_overhead risk_coverage; do $(BIN)/python benchmarks/$$study.py || exit 1; done
+	@for study in startup callback_overhead risk_coverage recurrent_cells fptt_memory; do $(BIN)/python benchmarks/$$study.py || exit 1; done
 
 clean:
 	@rm -rf $(VENV) site dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

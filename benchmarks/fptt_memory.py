@@ -215,7 +215,7 @@ def main() -> None:
     report(record)
     if arguments.device == "cpu":
         draw(found, PICTURE)
-    save("fptt_memory" if arguments.device == "cpu" else "fptt_memory_cuda", record)
+    save("fptt_memory" if arguments.device == "cpu" else "fptt_memory_cuda", record, script="fptt_memory")
 
 
 def report(record: Mapping[str, Any]) -> None:

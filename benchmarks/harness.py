@@ -133,19 +133,20 @@ def threads() -> int | str | None:
     return torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS")
 
 
-def save(name: str, record: Mapping[str, Any]) -> Path:
+def save(name: str, record: Mapping[str, Any], script: str | None = None) -> Path:
     """Write ``results/<name>.json``: the command line, the environment, then the record.
 
     Args:
-        name: The script's name without its suffix.
+        name: The script's name without its suffix, or another one for a part of its results.
         record: Anything that JSON can hold.
+        script: The script's name, where ``name`` is another one.
 
     Returns:
         The file that was written.
     """
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{script or name}.py", *sys.argv[1:]])
     content = {"command": command, "environment": environment(), **record}
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path

@@ -49,7 +49,7 @@ def test_every_public_name_resolves() -> None:
 
     for name in lightning_efficient.__all__:
         assert getattr(lightning_efficient, name) is not None
-    assert sorted(lightning_efficient.__all__) == lightning_efficient.__all__ == dir(lightning_efficient)
+    assert sorted(lightning_efficient.__all__) == dir(lightning_efficient)
 
 
 def test_a_public_name_comes_from_the_folder_that_declares_it() -> None:

@@ -52,6 +52,22 @@ def test_a_killed_run_resumes_to_the_weights_of_the_uninterrupted_one(fit: Fit) 
 
 
 @pytest.mark.slow
+def test_a_run_trained_forward_through_time_resumes_in_mid_epoch_after_a_kill(fit: Fit) -> None:
+    in_parts = ("--config", str(Path(__file__).with_name("tiny_in_parts.yaml")))
+    whole = fit(*in_parts)
+    assert whole.status == 0, whole.stderr
+    assert fit(*in_parts, *stop_at(8, "SIGKILL")).status == -9
+    resumed = fit(*in_parts, "--ckpt_path", "steps/step=8-v1.ckpt")
+    assert resumed.status == 0, resumed.stderr
+    ends = Path("ends/step=15.ckpt"), Path("ends/step=15-v1.ckpt")
+    assert same_weights(*ends)
+    one, other = (load(end)["callbacks"]["FPTT[fptt]"] for end in ends)
+    assert one["updates"] == other["updates"] == 2 * STEPS
+    assert all(torch.equal(one["duals"][name], other["duals"][name]) for name in one["duals"])
+    assert any(bool(dual.any()) for dual in one["duals"].values())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_stopped_run_leaves_a_checkpoint_to_go_on_from(fit: Fit, name: str) -> None:
     stopped = fit(*stop_at(8, name))
