@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import statistics
 import subprocess
 import sys
@@ -101,10 +100,16 @@ class ResidentGrowth(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            self.before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            self.before = largest_resident_set()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.bytes = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self.before)
+        self.bytes = largest_resident_set() - self.before
+
+
+def largest_resident_set() -> int:
+    """Bytes, from the kernel's account of this process; getrusage would start from the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 class Clock(Callback):

@@ -45,7 +45,7 @@ def measured_conditions(**options: object) -> tuple[dict[str, object], object]:
 
 
 def test_fields_agree_with_each_other() -> None:
-    one, eight = measure_latency(nn.Linear(4, 2), torch.zeros(1, 4), (1, 8), min_run_time=0.02, warmup=3)
+    one, eight = measure_latency(nn.Linear(4, 2), torch.zeros(1, 4), (1, 8), min_run_time=0.2, warmup=3)
     assert (one.batch_size, eight.batch_size) == (1, 8)
     for latency in (one, eight):
         assert 0 < latency.p50_ms <= latency.p95_ms
