@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from lightning_efficient.functional.phases import Alternation, Phase
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
 
@@ -30,3 +34,28 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     gathered: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(gathered, value)
     return gathered
+
+
+def take_part(trainer: Trainer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Let parameters that a step leaves out take part in it with gradients of zero.
+
+    Processes wait for the gradient of every parameter. ``drop_gradients`` then takes the zeros away before the step.
+    """
+    if trainer.world_size == 1:
+        return loss
+    return loss + sum(0.0 * parameter.sum() for parameter in parameters if parameter.requires_grad)
+
+
+def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Forget gradients, so that an optimiser leaves these parameters, their momentum and their decay alone."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def current_phase(trainer: Trainer, phases: Alternation | None, guide_learns: bool) -> Phase:
+    """Return whom the next step trains: a function of the steps or epochs done, so that it resumes exactly."""
+    if not guide_learns:
+        return "student"
+    if phases is None:
+        return "joint"
+    return phases.phase(trainer.current_epoch if phases.unit == "epoch" else trainer.global_step)

@@ -40,6 +40,6 @@ def _run(words: list[str]) -> None:
 
 
 def _is_timm_model(name: str) -> bool:
-    import timm  # slow to load, and needed only where a model is named
+    from lightning_efficient.nn.backbones import is_timm_model  # loads timm, needed only where a model is named
 
-    return timm.is_model(name)
+    return is_timm_model(name)

@@ -48,6 +48,23 @@ class LabelledImages:
         """Choose further: ``chosen`` counts within this choice."""
         return LabelledImages(self.pairs, self.labels, self.positions[chosen])
 
+    def identity(self, most: int = 32) -> Iterator[bytes]:
+        """Yield what tells these samples from others wherever they are kept, without reading them all.
+
+        Labels, positions, the names of files below their root where there are files, and at most ``most`` images
+        (2 or more), evenly spaced, the first and the last among them.
+        """
+        yield self.chosen_labels.tobytes()
+        yield self.positions.tobytes()
+        files = getattr(self.pairs, "samples", None)
+        if files is not None:
+            root = str(self.pairs.root)
+            yield "\n".join(str(files[position][0]).removeprefix(root) for position in self.positions).encode()
+        for place in np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)):
+            image = self.pairs[int(self.positions[place])][0]
+            yield f"{image.mode} {image.size}".encode()
+            yield image.tobytes()
+
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Images as tensors, for a data loader.

@@ -5,18 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 from lightning_efficient.datamodules._dataset import AugmentedImages, ImageDataset, LabelledImages
 from lightning_efficient.datamodules._parts import cut_by_class
-from lightning_efficient.datamodules._resumable import ResumableDataModule, Split
+from lightning_efficient.datamodules._resumable import Split
+from lightning_efficient.datamodules._sample_keys import KeyedDataModule, sha256_of
 from lightning_efficient.datamodules._splits import stratified_split
 from lightning_efficient.datamodules._transforms import Preparation, Transform, merged_policy
 from lightning_efficient.errors import ConfigurationError
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ImageDataModule(ResumableDataModule):
+class ImageDataModule(KeyedDataModule):
     """Base of the image data modules; samples are ``(float32 image of shape (C, H, W), int label)``.
 
     A subclass says what its data are (``num_classes``, ``class_names``, ``read``); this class splits, augments and
@@ -99,6 +101,28 @@ class ImageDataModule(ResumableDataModule):
         size = self.image_size or self.native_size() or configured
         return self.in_chans, size, size
 
+    @property
+    def augments_training(self) -> bool:
+        """Whether training images are changed at random; without, they are prepared as in evaluation."""
+        return self._policy() is not None
+
+    def train_fingerprint(self) -> str:
+        """Return the SHA-256 of all that decides which training image a key stands for, after ``setup("fit")``.
+
+        Of the images themselves it sees labels, file names and up to 32 images, so it costs no pass over the data. It
+        depends on no path, seed or process. The seed of the shuffling has no part in it: a key holds all the
+        randomness of its augmentation.
+
+        Raises:
+            ConfigurationError: the training images are not loaded.
+        """
+        train: ImageDataset = self._train_samples()
+        policy = self._policy()
+        words: list[Any] = [type(self).__name__, train.mode, self._preparation(), repr(train.transform)]
+        # What timm prints of its transforms leaves out some numbers.
+        words += [self.crop_pct] if policy is None else [sorted(policy.items()), *_augmenting_versions()]
+        return sha256_of([*(str(word).encode() for word in words), *train.images.identity()])
+
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs and build its transforms; called by the Trainer on every process.
 
@@ -120,11 +144,16 @@ class ImageDataModule(ResumableDataModule):
         config = getattr(module, "data_config", None)
         return config if isinstance(config, Mapping) else {}
 
-    def _transforms(self) -> tuple[Transform, Transform]:
+    def _preparation(self) -> Preparation:
         options = {"mean": self.mean, "std": self.std, "interpolation": self.interpolation}
-        preparation = Preparation.resolve(self.input_shape, options, self._data_config())
+        return Preparation.resolve(self.input_shape, options, self._data_config())
+
+    def _policy(self) -> dict[str, Any] | None:
+        return merged_policy(self.augment, self.default_augment())
+
+    def _transforms(self) -> tuple[Transform, Transform]:
+        preparation, policy = self._preparation(), self._policy()
         evaluate = preparation.evaluation(self.crop_pct)
-        policy = merged_policy(self.augment, self.default_augment())
         return evaluate if policy is None else preparation.training(policy), evaluate
 
     def _training_parts(self) -> dict[Split, LabelledImages]:
@@ -136,6 +165,11 @@ class ImageDataModule(ResumableDataModule):
         if self.train_samples is not None and self.train_samples < len(train):
             train = train.subset(stratified_split(train.chosen_labels, self.train_samples, self.split_seed)[1])
         return {"train": train, "val": _not_empty("validation", val)}
+
+
+def _augmenting_versions() -> list[str]:
+    """Return the versions of what turns the same random numbers into other images as it changes."""
+    return [f"{name} {version(name)}" for name in ("timm", "torchvision", "pillow", "torch")]
 
 
 def _not_empty(name: str, images: LabelledImages | None) -> LabelledImages:

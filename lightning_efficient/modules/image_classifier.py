@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional import confidence
-from lightning_efficient.metrics import AURC
-from lightning_efficient.modules._timm import create_backbone, data_config
+from lightning_efficient.modules._classifier import Classifier
+from lightning_efficient.nn.backbones import create_backbone, data_config
 
 if TYPE_CHECKING:
     from timm.data import Mixup
 
 
-class ImageClassifier(pl.LightningModule):
+class ImageClassifier(Classifier):
     """Train and evaluate any timm model as an image classifier.
 
     Steps take ``(images, labels)``: float images ``(N, C, H, W)`` and integer labels ``(N,)``, and return
@@ -81,10 +77,7 @@ class ImageClassifier(pl.LightningModule):
         self.data_config = data_config(self.backbone, in_chans)
         self.mixing = self._mixing(mixup, cutmix, label_smoothing)
         self.train_loss = self._train_loss(loss, label_smoothing)
-        self.eval_loss = nn.CrossEntropyLoss(reduction="none")
-        self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
-        self.val_metrics = self._metrics("val/")
-        self.test_metrics = self._metrics("test/")
+        self.add_metrics()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -115,28 +108,6 @@ class ImageClassifier(pl.LightningModule):
             return SoftTargetCrossEntropy()
         return LabelSmoothingCrossEntropy(label_smoothing) if label_smoothing else nn.CrossEntropyLoss()
 
-    def _metrics(self, prefix: str) -> MetricCollection:
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
-                "calibration_error": MulticlassCalibrationError(self.num_classes, n_bins=15),
-                "aurc": AURC(bins=1000),
-            },
-            prefix=prefix,
-        )
-
-    def setup(self, stage: str) -> None:
-        """Compare classes and channels with the data module's, if it tells them."""
-        data = getattr(self.trainer, "datamodule", None)
-        classes, channels = getattr(data, "num_classes", None), getattr(data, "in_chans", None)
-        if isinstance(classes, int) and classes > self.num_classes:
-            raise ConfigurationError(
-                f"model.num_classes is {self.num_classes}, but {type(data).__name__} has {classes} classes; "
-                f"set model.num_classes to {classes}"
-            )
-        if isinstance(channels, int) and channels != self.in_chans:
-            raise ConfigurationError(_other_channels(self.in_chans, channels))
-
     def configure_callbacks(self) -> list[Callback]:
         """Add the moving average, if it is asked for."""
         return [EMAWeightAveraging(decay=self.ema_decay)] if self.ema_decay else []
@@ -153,60 +124,14 @@ class ImageClassifier(pl.LightningModule):
         """Return class scores ``(N, num_classes)`` of images ``(N, C, H, W)``."""
         return self.backbone(images.contiguous(memory_format=self.memory_format))
 
-    def _check(self, images: Tensor, labels: Tensor) -> None:
-        if images.shape[1] != self.in_chans:
-            raise ConfigurationError(_other_channels(self.in_chans, images.shape[1]))
-        # reading a label waits for the device, so only the CPU looks at every batch
-        if (
-            labels.device.type == "cpu"
-            and len(labels)
-            and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
-        ):
-            raise ConfigurationError(
-                f"model.num_classes is {self.num_classes}, so labels must be 0 to {self.num_classes - 1}, but a batch "
-                f"has labels from {int(labels.min())} to {int(labels.max())}"
-            )
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return ``{"loss", "logits", "target"}`` of a batch; with Mixup or CutMix the targets are soft."""
-        self._check(*batch)
+        self.check(*batch)
         images, target = _mix(self.mixing, *batch) if self.mixing else batch
         logits = self(images)
         loss = self.train_loss(logits, target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
-        return {"loss": loss, "logits": logits.detach(), "target": target}
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return ``{"loss", "logits", "target"}`` and log the metrics under ``val/``."""
-        return self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return ``{"loss", "logits", "target"}`` and log the metrics under ``test/``."""
-        return self._evaluate(batch, "test", self.test_metrics)
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> dict[str, Tensor]:
-        self._check(*batch)
-        images, target = batch
-        logits = self(images)
-        losses = self.eval_loss(logits.float(), target)
-        mean = self.val_loss if stage == "val" else self.test_loss
-        mean.update(losses)
-        metrics.update(logits.float(), target)
-        self.log(f"{stage}/loss", mean)
-        self.log_dict(metrics, batch_size=len(images))
-        return {"loss": losses.mean(), "logits": logits, "target": target}
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return ``{"logits", "prediction", "confidence"}`` of a batch of images, with or without labels."""
-        logits = self(batch[0] if isinstance(batch, list | tuple) else batch)
-        return {"logits": logits, "prediction": logits.argmax(1), "confidence": confidence(logits)}
-
-
-def _other_channels(expected: int, given: int) -> str:
-    return (
-        f"model.in_chans is {expected}, but the images have {given} channels; "
-        "set model.in_chans and data.in_chans to the same number"
-    )
+        return {"loss": loss, "logits": logits, "target": target}
 
 
 def _mix(mixing: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,100 @@
+"""What the classifiers share: checks against the data, metrics, prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional import confidence
+from lightning_efficient.metrics import AURC
+
+
+class Classifier(pl.LightningModule):
+    """Base of modules whose ``forward`` gives class scores ``(N, num_classes)`` of inputs ``(N, ...)``.
+
+    A subclass sets ``num_classes`` and ``in_chans`` (``None`` where inputs are no images) and calls ``add_metrics``.
+    """
+
+    num_classes: int
+    in_chans: int | None
+
+    def add_metrics(self) -> None:
+        """Create the means and metrics of validation and test."""
+        self.eval_loss = nn.CrossEntropyLoss(reduction="none")
+        self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.val_metrics = self._metrics("val/")
+        self.test_metrics = self._metrics("test/")
+
+    def _metrics(self, prefix: str) -> MetricCollection:
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
+                "calibration_error": MulticlassCalibrationError(self.num_classes, n_bins=15),
+                "aurc": AURC(bins=1000),
+            },
+            prefix=prefix,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Compare classes and channels with the data module's, if it tells them."""
+        data = getattr(self.trainer, "datamodule", None)
+        classes, channels = getattr(data, "num_classes", None), getattr(data, "in_chans", None)
+        if isinstance(classes, int) and classes > self.num_classes:
+            raise ConfigurationError(
+                f"model.num_classes is {self.num_classes}, but {type(data).__name__} has {classes} classes; "
+                f"set model.num_classes to {classes}"
+            )
+        if isinstance(channels, int) and self.in_chans not in (None, channels):
+            raise ConfigurationError(_other_channels(self.in_chans, channels))
+
+    def check(self, inputs: Tensor, labels: Tensor) -> None:
+        """Raise for channels or labels that the model does not have."""
+        if self.in_chans is not None and inputs.shape[1] != self.in_chans:
+            raise ConfigurationError(_other_channels(self.in_chans, inputs.shape[1]))
+        # reading a label waits for the device, so only the CPU looks at every batch
+        if (
+            labels.device.type == "cpu"
+            and len(labels)
+            and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
+        ):
+            raise ConfigurationError(
+                f"model.num_classes is {self.num_classes}, so labels must be 0 to {self.num_classes - 1}, but a batch "
+                f"has labels from {int(labels.min())} to {int(labels.max())}"
+            )
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return ``{"loss", "logits", "target"}`` and log the metrics under ``val/``."""
+        return self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return ``{"loss", "logits", "target"}`` and log the metrics under ``test/``."""
+        return self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> dict[str, Tensor]:
+        self.check(*batch)
+        inputs, target = batch
+        logits = self(inputs)
+        losses = self.eval_loss(logits.float(), target)
+        mean = self.val_loss if stage == "val" else self.test_loss
+        mean.update(losses)
+        metrics.update(logits.float(), target)
+        self.log(f"{stage}/loss", mean)
+        self.log_dict(metrics, batch_size=len(inputs))
+        return {"loss": losses.mean(), "logits": logits, "target": target}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Return ``{"logits", "prediction", "confidence"}`` of a batch of inputs, with or without labels."""
+        logits = self(batch[0] if isinstance(batch, list | tuple) else batch)
+        return {"logits": logits, "prediction": logits.argmax(1), "confidence": confidence(logits)}
+
+
+def _other_channels(expected: int | None, given: int) -> str:
+    return (
+        f"model.in_chans is {expected}, but the images have {given} channels; "
+        "set model.in_chans and data.in_chans to the same number"
+    )

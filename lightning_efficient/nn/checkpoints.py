@@ -1,0 +1,119 @@
+"""Load the weights of one network from whatever file holds them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.nn.views import find_classifiers, uncompiled
+
+_CONTAINERS = ("state_dict", "model")
+_WRAPPERS = frozenset({"backbone", "student", "model", "net", "module", "_orig_mod"})
+
+
+def load_weights(network: nn.Module, path: str | Path, *, option: str) -> None:
+    """Load all weights of a network, strictly, and run no code of the file.
+
+    Takes checkpoints of Lightning, plain state dicts, those below ``"state_dict"`` or ``"model"``, and safetensors. The
+    weights may lie below a prefix, such as ``backbone.`` or ``model._orig_mod.``, beside those of other networks.
+
+    Args:
+        network: Receives the weights, in its own dtypes and on its own devices.
+        path: File.
+        option: Name of the option that gave the path; begins every error.
+
+    Raises:
+        ConfigurationError: no such file, a damaged one, one that could run code, or weights of another architecture.
+    """
+    network = uncompiled(network)
+    path = Path(path).expanduser()
+    stored = _unpacked(_read(path, option))
+    own = network.state_dict()
+    prefix = _prefix(stored, own, path, option)
+    found = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+    _check_shapes(network, own, found, f"{option}: {str(path)!r}")
+    network.load_state_dict(found)
+
+
+def _read(path: Path, option: str) -> Any:
+    if not path.is_file():
+        raise ConfigurationError(f"{option}: there is no checkpoint {str(path)!r}")
+    damaged = "is no checkpoint, or it is damaged"
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ConfigurationError(f"{option}: {str(path)!r} {damaged}") from error
+    try:
+        # files of before PyTorch 1.6 are no archives, and cannot be mapped
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
+    except (UnpicklingError, RuntimeError, EOFError, AttributeError, KeyError, ValueError, OSError) as error:
+        unsafe = "unsupported" in str(error).lower()
+        reason = "could run code when it is loaded, so it is refused" if unsafe else damaged
+        raise ConfigurationError(f"{option}: {str(path)!r} {reason}") from error
+
+
+def _unpacked(stored: Any) -> dict[str, Any]:
+    while isinstance(stored, Mapping):
+        inner = next((stored[key] for key in _CONTAINERS if isinstance(stored.get(key), Mapping)), None)
+        if inner is None:
+            return {name: value for name, value in stored.items() if isinstance(name, str)}
+        stored = inner
+    return {}
+
+
+def _prefix(stored: Mapping[str, Any], own: Mapping[str, Any], path: Path, option: str) -> str:
+    """Return the prefix below which most of the network's names are, preferably all."""
+    below: Counter[str] = Counter()
+    for name in stored:
+        starts = [0, *(place + 1 for place, letter in enumerate(name) if letter == ".")]
+        below.update(name[:start] for start in starts if name[start:] in own)
+    if not below:
+        raise ConfigurationError(f"{option}: {str(path)!r} has no weight with a name that the network knows")
+    most = max(below.values())
+    best = [prefix for prefix, count in below.items() if count == most]
+    wanted = _shapes(own)
+    fitting = [prefix for prefix in best if _shapes({name: stored.get(prefix + name) for name in own}) == wanted]
+    usual = [prefix for prefix in fitting if _WRAPPERS.issuperset(prefix.split(".")[:-1])]
+    candidates = usual or fitting or best
+    candidates = [prefix for prefix in candidates if prefix.count(".") == min(p.count(".") for p in candidates)]
+    if fitting and len(candidates) > 1:
+        raise ConfigurationError(
+            f"{option}: {str(path)!r} has weights that fit below each of {sorted(candidates)[:4]}; give a file with one"
+        )
+    return candidates[0]
+
+
+def _check_shapes(network: nn.Module, own: Mapping[str, Any], found: Mapping[str, Any], file: str) -> None:
+    heads = find_classifiers(network)
+    outputs = {f"{name}.{part}".lstrip(".") for name in heads for part in ("weight", "bias")}
+    other = f"{file} has the weights of another architecture than {type(network).__name__}: "
+    ours, theirs = _shapes(own), _shapes(found)
+    differing = [name for name, shape in ours.items() if theirs.get(name) != shape]
+    if differing and outputs.issuperset(differing) and all(name in found for name in differing):
+        name = differing[0]
+        if theirs[name][1:] == ours[name][1:]:
+            raise ConfigurationError(
+                f"{file} has a classifier of {theirs[name][0]} classes, and the network one of {ours[name][0]}"
+            )
+    if differing:
+        name = differing[0]
+        there = f"has shape {theirs[name]} there and" if name in found else "is missing there and has"
+        raise ConfigurationError(f"{other}{name!r} {there} {ours[name]} in the network")
+    if extra := [name for name in found if name not in own]:
+        raise ConfigurationError(f"{other}it has {extra[0]!r} of shape {theirs[extra[0]]}, which the network lacks")
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in state.items()}
