@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from lightning_efficient.functional.phases import Alternation, Phase
@@ -17,6 +18,12 @@ CallbackT = TypeVar("CallbackT", bound=Callback)
 def callbacks_of(trainer: Trainer, kind: type[CallbackT]) -> list[CallbackT]:
     """Return the callbacks of one class, in the order in which they are called."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+
+
+def average_anew(trainer: Trainer, module: LightningModule) -> None:
+    """Let weight averaging copy a module once more, where it may have done so before something was added to it."""
+    for callback in callbacks_of(trainer, WeightAveraging):
+        callback.setup(trainer, module, "fit")
 
 
 def is_rehearsal(trainer: Trainer) -> bool:

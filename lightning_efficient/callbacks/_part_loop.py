@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from lightning_efficient.callbacks._borrowed_step import BorrowedMethods
 from lightning_efficient.callbacks._moment import cause_of_bad_loss, last_good_checkpoint, moment
 from lightning_efficient.errors import ConfigurationError, NonFiniteLossError
 from lightning_efficient.functional.parts import Key, SplitBatch
@@ -59,7 +60,7 @@ class PartLoop:
         self._step: Callable[..., Any] = module.training_step
         self._optimizer_step: Callable[..., Any] = module.optimizer_step
         self._accepts = set(inspect.signature(self._step).parameters)
-        self._before = {name: vars(module).get(name) for name in ("training_step", "optimizer_step")}
+        self._borrowed = BorrowedMethods(module)
         self._batch: SplitBatch | None = None
         self._index: int | None = None
         self._after_part: Any = None
@@ -67,16 +68,12 @@ class PartLoop:
 
     def install(self) -> None:
         """Put the methods in place."""
-        self.module.training_step = self.training_step  # type: ignore[method-assign]
-        self.module.optimizer_step = self.optimizer_step  # type: ignore[method-assign]
+        self._borrowed.replace("training_step", lambda _: self.training_step, keeps_signature=False)
+        self._borrowed.replace("optimizer_step", lambda _: self.optimizer_step)
 
     def remove(self) -> None:
-        """Put back what was there; what a compiler had installed is kept."""
-        for name, before in self._before.items():
-            if before is None:
-                vars(self.module).pop(name, None)
-            else:
-                setattr(self.module, name, before)
+        """Put back what was there."""
+        self._borrowed.give_back()
 
     def forget(self) -> None:
         """Let the next batch start without a state."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_efficient._trainer import callbacks_of
-from lightning_efficient.errors import ConfigurationError, did_you_mean
-from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.callbacks._step_tap import Every, StepTap, bound_of, check_options, find, holder_of, value_of
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.primal_dual import PrimalDual
 from lightning_efficient.reporting import log_scalars
 from lightning_efficient.typing import Batch
-
-Every = Literal["step", "epoch"]
 
 
 class Constraint(Callback):
@@ -36,6 +34,10 @@ class Constraint(Callback):
     Logged: ``constraint/<monitor>_multiplier`` and ``constraint/<monitor>_residual`` (by how much the constraint is
     violated; negative where it is met), with slashes in the monitor's name replaced by underscores. Costs one wait for
     the device and, in several processes, one reduction of a number per optimiser step.
+
+    With callbacks that train in parts, each part counts as a batch. With ``DiSK``, list the constraint after it to add
+    the penalty to the whole loss of distillation, or before it to the module's own loss, which ``DiSK`` then multiplies
+    by ``supervised_weight``; steps of the guide's phase, in which the module rests, do not count.
 
     Args:
         monitor: Name of the logged scalar.
@@ -89,32 +91,15 @@ class Constraint(Callback):
         relax_for: int = 0,
         name: str = "constraint",
     ) -> None:
-        if (at_most is None) == (at_least is None):
-            raise ConfigurationError(
-                f"Constraint: give one of at_most and at_least; got at_most={at_most!r} and at_least={at_least!r}"
-            )
-        bound, self._sign = (at_most, 1.0) if at_most is not None else (at_least, -1.0)
-        if bound is None or not math.isfinite(bound):
-            raise ConfigurationError(f"Constraint: the bound is {bound!r}; it must be a finite number")
-        check_choice("every", every, get_args(Every))
-        if attribute is not None and augmentation:
-            raise ConfigurationError(
-                f"Constraint: augmentation={augmentation!r} is a term of the loss, and with attribute= nothing is "
-                "added to it; leave one of the two out"
-            )
-        if not 0 <= relax_for <= (relax_every or 0):
-            raise ConfigurationError(
-                f"Constraint: relax_for is {relax_for!r} and relax_every {relax_every!r}; relax_for must lie between 0 "
-                "and relax_every, both in updates"
-            )
+        check_options(every, attribute, augmentation, relax_every, relax_for)
+        self.bound, self._sign = bound_of(at_most, at_least)
         self.monitor = monitor
-        self.bound = float(bound)
         self.every = every
         self.attribute = attribute
         self.relax_every, self.relax_for = relax_every, relax_for
         self.name = name
         self.dual = PrimalDual(rate, initial, maximum=maximum, augmentation=augmentation)
-        self._tap: _StepTap | None = None
+        self._tap: StepTap | None = None
         self._hooks: list[Any] = []
         self._forget()
 
@@ -140,17 +125,12 @@ class Constraint(Callback):
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             raise ConfigurationError("Constraint counts the steps of the optimiser, which DeepSpeed takes out of sight")
         if self.attribute is not None:
-            _holder_of(self.attribute, pl_module)
+            holder_of(self.attribute, pl_module)
             return
-        if not pl_module.automatic_optimization:
-            raise ConfigurationError(
-                f"Constraint: {type(pl_module).__name__} steps its optimisers itself, so nothing can be added to its "
-                "loss; give attribute= the name of a number that receives the multiplier"
-            )
         together = [other for other in callbacks_of(trainer, Constraint) if other.attribute is None]
-        # now and not when training starts: what others put around training_step then, they take off before we do
+        # now, so that a loop over parts of a batch, which others install when training starts, lies outside
         if together[0] is self:
-            self._tap = _StepTap(pl_module, together)
+            self._tap = StepTap(pl_module, [other._with_penalty for other in together])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the optimiser's steps from now on, and hand over the multiplier."""
@@ -209,9 +189,9 @@ class Constraint(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the optimiser alone again."""
+        """Refuse to end without the scalar; leave module and optimiser alone again."""
         self._check_seen(trainer)
-        self._remove_hooks()
+        self._clean_up()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module its own methods back."""
@@ -236,31 +216,21 @@ class Constraint(Callback):
         self._window = [torch.tensor(residual) for residual in state_dict["window"]]
 
     def _clean_up(self) -> None:
-        self._remove_hooks()
-        if self._tap is not None:
-            self._tap.remove()
-            self._tap = None
-
-    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self._tap is not None:
+            self._tap.remove()
+            self._tap = None
 
     def _residual_of(self, value: Tensor) -> Tensor:
         precise = value.to(torch.promote_types(value.dtype, torch.float32)).squeeze()
         return self._sign * (precise - self.bound)
 
     def _with_penalty(self, outputs: Any, logged: Mapping[str, Any]) -> Any:
-        if outputs is None:
-            return None
-        if self.monitor not in logged:
-            raise ConfigurationError(self._missing("training_step", logged))
-        value = logged[self.monitor]
-        if not (isinstance(value, Tensor) and value.requires_grad):
-            raise ConfigurationError(
-                f"Constraint: {self.monitor!r} is logged without a gradient, so it cannot be added to the loss; log "
-                "the tensor with its graph, or give attribute= the name of a number that receives the multiplier"
-            )
+        value = value_of(self.monitor, logged, outputs)
+        if value is None:
+            return outputs
         residual = self._residual_of(value)
         self._window.append(residual.detach())
         penalty = self.dual.penalty(residual)
@@ -311,7 +281,7 @@ class Constraint(Callback):
 
     def _publish(self, module: LightningModule) -> None:
         if self.attribute is not None:
-            setattr(*_holder_of(self.attribute, module), self.dual.multiplier)
+            setattr(*holder_of(self.attribute, module), self.dual.multiplier)
 
     def _values(self) -> dict[str, float]:
         stem = f"{self.name}/{self.monitor.replace('/', '_')}"
@@ -320,76 +290,5 @@ class Constraint(Callback):
 
     def _check_seen(self, trainer: Trainer) -> None:
         found = self.attribute is None or self._last_read is not None or self._count or self.dual.updates
-        if found or self.monitor in trainer.callback_metrics or (trainer.enable_validation and not self._validated):
-            return
-        raise ConfigurationError(self._missing("a whole epoch", trainer.callback_metrics))
-
-    def _missing(self, place: str, logged: Mapping[str, Any]) -> str:
-        names = sorted(logged)
-        return (
-            f"Constraint: monitor={self.monitor!r} was not logged in {place}, which logged {names or 'nothing'}."
-            f"{did_you_mean(self.monitor, names)}"
-        )
-
-
-class _StepTap:
-    """Wrap ``training_step`` and ``log`` of a module instance: what is logged in a step reaches the constraints."""
-
-    def __init__(self, module: LightningModule, constraints: list[Constraint]) -> None:
-        self._module = module
-        self._before = {name: vars(module).get(name) for name in ("training_step", "log")}
-        step, log = module.training_step, module.log
-        logged: dict[str, Any] | None = None
-
-        # Lightning and other callbacks look at the signatures
-        @functools.wraps(log)
-        def log_and_keep(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-            if logged is not None:
-                logged[name] = value
-            log(name, value, *args, **kwargs)
-
-        @functools.wraps(step)
-        def step_with_penalties(*args: Any, **kwargs: Any) -> Any:
-            nonlocal logged
-            logged = {}
-            try:
-                outputs = step(*args, **kwargs)
-                for constraint in constraints:
-                    outputs = constraint._with_penalty(outputs, logged)
-                return outputs
-            finally:
-                logged = None
-
-        self._put({"training_step": step_with_penalties, "log": log_and_keep})
-
-    def remove(self) -> None:
-        """Put back what was there; what a compiler had installed is kept."""
-        self._put(self._before)
-
-    def _put(self, methods: Mapping[str, Any]) -> None:
-        for name, method in methods.items():
-            if method is None:
-                vars(self._module).pop(name, None)
-            else:
-                setattr(self._module, name, method)
-
-
-def _holder_of(attribute: str, module: LightningModule) -> tuple[Any, str]:
-    """Return the object that has a number of this dotted name, and its name there."""
-    *path, name = attribute.split(".")
-    holder: Any = module
-    try:
-        for part in path:
-            holder = getattr(holder, part)
-        value = getattr(holder, name)
-    except AttributeError as error:
-        numbers = [key for key, value in vars(holder).items() if isinstance(value, int | float)]
-        raise ConfigurationError(
-            f"Constraint: attribute={attribute!r} is not there: {error}.{did_you_mean(name, numbers)}"
-        ) from error
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigurationError(
-            f"Constraint: attribute={attribute!r} is of type {type(value).__name__}; it must be a number, which "
-            "receives the multiplier"
-        )
-    return holder, name
+        if not found and (self._validated or not trainer.enable_validation):
+            find(self.monitor, "a whole epoch", trainer.callback_metrics)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_efficient._trainer import current_phase, drop_gradients, take_part
-from lightning_efficient.callbacks._borrowed_step import BorrowedMethods, evaluating
+from lightning_efficient._trainer import average_anew, current_phase, drop_gradients, take_part
+from lightning_efficient.callbacks._borrowed_step import (
+    BorrowedMethods,
+    check_can_borrow,
+    evaluating,
+    keep_out_of_state,
+)
 from lightning_efficient.callbacks._guide_optimizer import with_guide_group
 from lightning_efficient.callbacks.guide_schedule import GuideSchedule, Interval
 from lightning_efficient.errors import ConfigurationError
@@ -98,7 +103,7 @@ class DiSK(GuideSchedule):
             raise ConfigurationError(f"DiSK: guide_lr is {guide_lr}; it must be above 0")
         self.needs = views_needed("disk", guide)
         check_options("disk", loss_kwargs or {})
-        self.options = {
+        self.options: dict[str, Any] = {
             "teacher": teacher,
             "checkpoint": teacher_checkpoint,
             "pretrained": teacher_pretrained,
@@ -115,7 +120,7 @@ class DiSK(GuideSchedule):
         self._guided: GuidedDistillation | None = None
         self._tap: ViewTap | None = None
         self._borrowed: BorrowedMethods | None = None
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Build teacher and guide, and put the guide into the module, before optimiser and devices are settled."""
@@ -123,12 +128,12 @@ class DiSK(GuideSchedule):
         if stage != "fit":
             return
         self._clean_up(pl_module)
-        self._check(trainer, pl_module)
+        check_can_borrow(trainer, pl_module, self.network, "DiSK")
         with rng_untouched():  # what is built here must change neither the order of the data nor dropout
             self._build(pl_module)
         pl_module.add_module(self._attribute, self._guided)
-        # a checkpoint has the guide in the state of this callback
-        self._hook = pl_module.register_load_state_dict_pre_hook(self._fill_in)
+        self._hooks = keep_out_of_state(pl_module, self._attribute)  # it is in the state of this callback
+        average_anew(trainer, pl_module)
         self._borrowed = BorrowedMethods(pl_module)
         self._borrowed.replace("training_step", lambda inner: self._step(trainer, pl_module, inner))
         self._borrowed.replace(
@@ -140,7 +145,7 @@ class DiSK(GuideSchedule):
         """Put the teacher where the module is."""
         super().on_fit_start(trainer, pl_module)
         assert self._teacher is not None
-        self._teacher.to(pl_module.device, pl_module.dtype)
+        self._teacher.to(pl_module.device, cast(torch.dtype, pl_module.dtype))
         if self._tap is not None:
             self._tap.attach()
 
@@ -158,13 +163,6 @@ class DiSK(GuideSchedule):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Leave the weights and the momentum of the network alone whose turn it is not."""
         drop_gradients(self._resting(pl_module))
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the guide out of the module's weights, also out of their moving average."""
-        for key in ("state_dict", "current_model_state"):
-            weights = checkpoint.get(key, {})
-            for name in [name for name in weights if name.startswith(f"{self._attribute}.")]:
-                del weights[name]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the guide's weights beside the schedule's state."""
@@ -243,12 +241,13 @@ class DiSK(GuideSchedule):
             shown = teacher(batch[0] if self.inputs is None else self.inputs(batch))
             if module.device.type == "cpu" or trainer.global_step % 50 == 0:
                 teacher.check_finite(shown, f"step {trainer.global_step}")
-            if guided.phase == "guide":
-                with torch.no_grad(), evaluating(module, but=guided):
-                    outputs = inner(batch, *args, **kwargs)
-            else:
+            watches = guided.phase == "guide"
+            with (
+                torch.set_grad_enabled(torch.is_grad_enabled() and not watches),
+                evaluating(module, but=guided) if watches else nullcontext(),
+            ):
                 outputs = inner(batch, *args, **kwargs)
-            own, logits, target = self._read(module, batch, outputs)
+                own, logits, target = self._read(module, batch, outputs)
             student = ModelViews(logits) if self._tap is None else self._tap.take(logits)
             terms = guided(student, shown, target, own)
             loss = take_part(trainer, terms.loss, self._resting(module))
@@ -260,7 +259,7 @@ class DiSK(GuideSchedule):
         return training_step
 
     def _read(self, module: LightningModule, batch: Batch, outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        loss = cast(Tensor, outputs.get("loss") if isinstance(outputs, Mapping) else outputs)
         if self.predictions is not None:
             logits, target = self.predictions(module, batch, outputs)
         elif isinstance(outputs, Mapping) and {"loss", "logits", "target"} <= outputs.keys():
@@ -289,28 +288,12 @@ class DiSK(GuideSchedule):
         mine = set(beside)
         return [parameter for parameter in module.parameters() if parameter not in mine]
 
-    def _fill_in(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        guided = getattr(module, self._attribute, None)
-        if guided is not None:
-            for name, value in guided.state_dict().items():
-                state_dict.setdefault(f"{prefix}{self._attribute}.{name}", value)
-
-    def _check(self, trainer: Trainer, module: LightningModule) -> None:
-        if not module.automatic_optimization:
-            raise ConfigurationError(
-                f"DiSK works in automatic optimisation, and {type(module).__name__} steps its optimisers itself; "
-                "remove automatic_optimization=False"
-            )
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-            raise ConfigurationError(
-                f"DiSK works on one device and with DDP; {type(trainer.strategy).__name__} shards the parameters"
-            )
-
     def _clean_up(self, module: LightningModule) -> None:
         if self._borrowed is not None:
             self._borrowed.give_back()
-            self._hook.remove()
+            for hook in self._hooks:
+                hook.remove()
             module._modules.pop(self._attribute, None)
-            self._borrowed, self._hook = None, None
+            self._borrowed, self._hooks = None, []
         if self._tap is not None:
             self._tap.detach()

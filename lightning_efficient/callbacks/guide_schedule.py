@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_efficient._trainer import callbacks_of
 from lightning_efficient.callbacks._guide_statistics import BINS, GuideStatistics
 from lightning_efficient.errors import ConfigurationError, did_you_mean
-from lightning_efficient.functional.phases import Alternation
+from lightning_efficient.functional.phases import Alternation, Unit
 from lightning_efficient.functional.primal_dual import PrimalDual
 from lightning_efficient.functional.schedules import Schedule, as_schedule
 from lightning_efficient.losses.guided import GuidedDistillation
@@ -99,7 +99,7 @@ class GuideSchedule(Callback):
         if stage != "fit":
             return
         self._statistics, self._history, self._residuals, self._warned = GuideStatistics(), [], [], []
-        self._steps, self._drawn = 0, 0
+        self._steps, self._drawn, self._found = 0, 0, None
         if self.dual is not None:
             self.dual.reset()
         others = [other for other in callbacks_of(trainer, GuideSchedule) if other is not self]
@@ -114,16 +114,15 @@ class GuideSchedule(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a module that has no guide, or no turns to take."""
         guided = self.guided(pl_module)
-        if self.phases is not None and self.phases is not getattr(pl_module, "phases", self.phases):
+        if self.phases is not None and isinstance(getattr(pl_module, "phases", 0), Alternation | None):
             pl_module.phases = self.phases  # type: ignore[assignment]
         if self.interval == "cycle" and self._phases(pl_module) is None:
             raise ConfigurationError(
                 f"{type(self).__name__}: interval 'cycle' counts the cycles of phases; give phases"
             )
-        if self.schedules and not math.isfinite(self._total(trainer, pl_module)):
-            raise ConfigurationError(
-                f"{type(self).__name__}: a schedule needs the length of the run; set trainer.max_epochs or max_steps"
-            )
+        # asking for the number of steps here would load the data before a resumed run has their state
+        if trainer.max_steps == -1 or self._unit(trainer, pl_module) == "epoch":
+            self._check_length(trainer.max_epochs)
         if self.dual is not None:
             guided.loss.signed = True
 
@@ -164,10 +163,6 @@ class GuideSchedule(Callback):
         if not isinstance(outputs, Mapping) or "guide" not in outputs:
             return
         self._statistics.add(outputs)
-        loss = self.guided(pl_module).loss
-        pl_module.log_dict(
-            {f"{self.name}/multiplier": float(loss.multiplier), f"{self.name}/budget": float(loss.budget)}
-        )
         if self.dual is not None and outputs["phase"] != "student":
             self._residuals.append(outputs["residual"].detach())
             if trainer.global_step > self._steps:
@@ -182,9 +177,9 @@ class GuideSchedule(Callback):
         if found is None:
             return
         means, histogram = found
-        log_scalars(trainer, {f"{self.name}/{key}": value for key, value in means.items()}, pl_module)
         guided = self.guided(pl_module)
         numbers = {"budget": float(guided.loss.budget), "multiplier": float(guided.loss.multiplier)}
+        log_scalars(trainer, {f"{self.name}/{key}": value for key, value in (means | numbers).items()}, pl_module)
         self._history.append({"epoch": trainer.current_epoch, "histogram": histogram, **means, **numbers})
         if guided.learns:
             self._warn(means["mean"], numbers["multiplier"])
@@ -210,8 +205,9 @@ class GuideSchedule(Callback):
             self.dual.load_state_dict(state_dict["dual"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know how many steps were taken before."""
+        """Know how many steps were taken before, and how many there will be."""
         self._steps = trainer.global_step
+        self._check_length(self._total(trainer, pl_module))
 
     def _sets(self) -> set[str]:
         more = {"multiplier": self.dual, "phases": self.phases}
@@ -224,31 +220,44 @@ class GuideSchedule(Callback):
                     raise ConfigurationError(f"{type(self).__name__}: {key} becomes {value:g}; it must be {allowed}")
 
     def _phases(self, module: LightningModule) -> Alternation | None:
-        return self.phases or getattr(module, "phases", None)
+        found = self.phases or getattr(module, "phases", None)
+        return found if isinstance(found, Alternation) else None
+
+    def _unit(self, trainer: Trainer, module: LightningModule) -> Unit:
+        phases = self._phases(module)
+        if self.interval == "cycle" and phases is not None:
+            return phases.unit
+        return "epoch" if self.interval == "epoch" and trainer.max_epochs != -1 else "step"
 
     def _total(self, trainer: Trainer, module: LightningModule) -> float:
-        if self.interval == "step" or trainer.max_epochs in (None, -1):
-            return float(trainer.estimated_stepping_batches)
-        return float(trainer.max_epochs or 0)
+        by_epoch = self._unit(trainer, module) == "epoch"
+        return float(trainer.max_epochs or 0) if by_epoch else float(trainer.estimated_stepping_batches)
+
+    def _check_length(self, length: float | None) -> None:
+        if self.schedules and length is not None and not 0 <= length < math.inf:
+            raise ConfigurationError(
+                f"{type(self).__name__}: a schedule needs the length of the run; set trainer.max_epochs or max_steps"
+            )
 
     def _progress(self, trainer: Trainer, module: LightningModule) -> float:
         total = self._total(trainer, module)
-        by_epoch = self.interval != "step" and trainer.max_epochs not in (None, -1)
-        done = trainer.current_epoch if by_epoch else trainer.global_step
+        done = trainer.current_epoch if self._unit(trainer, module) == "epoch" else trainer.global_step
         phases = self._phases(module)
         if self.interval == "cycle" and phases is not None:
-            unit = trainer.current_epoch if phases.unit == "epoch" else trainer.global_step
-            units = trainer.max_epochs if phases.unit == "epoch" else trainer.estimated_stepping_batches
-            return phases.progress(unit, int(units or 0))
+            return phases.progress(done, int(total))
         return min(1.0, done / max(1.0, total))
 
     def _warn(self, mean: float, multiplier: float) -> None:
         if not 1 - SATURATED <= mean <= SATURATED and "saturated" not in self._warned:
             self._warned.append("saturated")
-            where = "everywhere" if mean > SATURATED else "nowhere"
+            where, remedy = (
+                ("everywhere", "lower temperatures (1), guide_nll_scale='one', or a PrimalDual multiplier")
+                if mean > SATURATED
+                else ("nowhere", "a larger budget or a smaller multiplier")
+            )
             rank_zero_warn(
                 f"{type(self).__name__}: the guide is saturated, its mean help is {mean:.3f}: it helps {where}; try "
-                "lower temperatures (1), guide_nll_scale='one', or a PrimalDual multiplier"
+                f"{remedy}"
             )
         last = self._history[-PATIENCE:]
         over = len(last) == PATIENCE and all(each["help_cost"] > 1.1 * each["budget"] for each in last)
@@ -268,5 +277,7 @@ class GuideSchedule(Callback):
         history, key = self._history, f"{self.name}/{self.name}_histogram"
         edges = [f"{index / BINS:g}" for index in range(BINS)]
         log_table(trainer, key, ["epoch", *edges], [[each["epoch"], *each["histogram"]] for each in history])
-        columns = ([each[name] for each in history] for name in ("histogram", "help_cost", "budget"))
-        log_figure(trainer, key, lambda: guide_figure(*columns, first_epoch=history[0]["epoch"]))
+        histograms, means, costs, budgets = (
+            [each[name] for each in history] for name in ("histogram", "mean", "help_cost", "budget")
+        )
+        log_figure(trainer, key, lambda: guide_figure(histograms, means, costs, budgets, history[0]["epoch"]))

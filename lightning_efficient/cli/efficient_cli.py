@@ -17,6 +17,7 @@ import lightning_efficient.modules  # noqa: F401  # imported classes can be give
 from lightning_efficient import plugins
 from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_names
 from lightning_efficient._trainer import is_rehearsal
+from lightning_efficient.cli.latest_run import resolved
 from lightning_efficient.cli.output import say
 from lightning_efficient.cli.predictions import write_predictions
 from lightning_efficient.cli.problems import explain
@@ -109,6 +110,8 @@ class EfficientCLI(ExplicitArgumentsWin):
             say(str(write_predictions(outputs, run_dir(self.trainer), *ranks)))
 
     def _run(self, verb: Any, kwargs: dict[str, Any]) -> Any:
+        if "ckpt_path" in kwargs:
+            kwargs["ckpt_path"] = resolved(kwargs["ckpt_path"], self.trainer)
         try:
             return verb(**kwargs)
         except SystemExit:

@@ -3,6 +3,7 @@
 from lightning_efficient.datamodules.adding_problem import AddingProblem
 from lightning_efficient.datamodules.copy_memory import CopyMemory
 from lightning_efficient.datamodules.digits import Digits
+from lightning_efficient.datamodules.gaussian_modes import GaussianModes
 from lightning_efficient.datamodules.human_activity import HumanActivity
 from lightning_efficient.datamodules.image_folder import ImageFolderImages
 from lightning_efficient.datamodules.images import ImageDataModule
@@ -18,6 +19,7 @@ __all__ = [
     "AddingProblem",
     "CopyMemory",
     "Digits",
+    "GaussianModes",
     "HumanActivity",
     "ImageDataModule",
     "ImageFolderImages",

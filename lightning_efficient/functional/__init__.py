@@ -12,6 +12,15 @@ from lightning_efficient.functional.confidence import (
     max_logit,
     msp,
 )
+from lightning_efficient.functional.disk import (
+    help_cost,
+    help_normalizer,
+    mean_help_cost,
+    scaffolded_nll,
+    support_mask,
+    teacher_mass,
+)
+from lightning_efficient.functional.distillation import decoupled_kl, distillation_kl, feature_distance
 from lightning_efficient.functional.fptt import fptt_gradient_, fptt_penalty, fptt_restart_, fptt_update_
 from lightning_efficient.functional.operating_points import (
     RiskKind,
@@ -21,6 +30,8 @@ from lightning_efficient.functional.operating_points import (
     selective_accuracy,
 )
 from lightning_efficient.functional.parts import SplitBatch, sequence_parts
+from lightning_efficient.functional.phases import Alternation, Phase
+from lightning_efficient.functional.primal_dual import PrimalDual
 from lightning_efficient.functional.recurrent import incremental_rnn, time_adaptive_rnn
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
@@ -29,36 +40,64 @@ from lightning_efficient.functional.risk_coverage import (
     risk_coverage_summary,
 )
 from lightning_efficient.functional.risk_coverage_area import Form, Oracle, augrc, aurc, eaurc
+from lightning_efficient.functional.schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    PowerSchedule,
+    Schedule,
+    StepSchedule,
+    as_schedule,
+)
 
 __all__ = [
+    "Alternation",
+    "ConstantSchedule",
+    "CosineSchedule",
     "Form",
+    "LinearSchedule",
     "Oracle",
+    "Phase",
+    "PowerSchedule",
+    "PrimalDual",
     "RiskCoverage",
     "RiskCoveragePoints",
     "RiskKind",
+    "Schedule",
     "Score",
     "SplitBatch",
+    "StepSchedule",
     "abstention_rate",
+    "as_schedule",
     "augrc",
     "aurc",
     "confidence",
     "confidence_from_probs",
     "coverage_at_risk",
+    "decoupled_kl",
+    "distillation_kl",
     "eaurc",
     "energy",
     "entropy",
+    "feature_distance",
     "fptt_gradient_",
     "fptt_penalty",
     "fptt_restart_",
     "fptt_update_",
+    "help_cost",
+    "help_normalizer",
     "incremental_rnn",
     "margin",
     "max_logit",
+    "mean_help_cost",
     "msp",
     "risk_at_coverage",
     "risk_coverage_curve",
     "risk_coverage_summary",
+    "scaffolded_nll",
     "selective_accuracy",
     "sequence_parts",
+    "support_mask",
+    "teacher_mass",
     "time_adaptive_rnn",
 ]

@@ -14,7 +14,7 @@ from lightning_efficient.nn.views import ModelViews
 
 
 class GuidedTerms(NamedTuple):
-    """What a step of guided distillation gives: scalars, and the help of each sample, ``(N,)``, detached."""
+    """Scalars of a step of guided distillation, and the help of each sample, ``(N,)``; the last three are detached."""
 
     loss: Tensor
     supervised: Tensor
@@ -66,6 +66,5 @@ class GuidedDistillation(nn.Module):
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             guide = self.guide(teacher, student)
         terms = self.loss(student.logits, teacher.logits, target, guide, self.phase, supervised)
-        return GuidedTerms(
-            terms.loss, terms.supervised, terms.scaffolded, terms.help_cost, terms.residual, guide.detach()
-        )
+        watched = (each.detach() for each in (terms.help_cost, terms.residual, guide))
+        return GuidedTerms(terms.loss, terms.supervised, terms.scaffolded, *watched)

@@ -48,6 +48,9 @@ class CachedTeacher:
                 "seed only; set augment to false to save the teacher within a run"
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachedTeacher:
+        return self
+
     def __call__(self, inputs: Tensor, keys: Tensor) -> ModelViews:
         """Return what the teacher shows, on the device of ``inputs``."""
         if self.store is not None and (found := self.store.get(keys)) is not None:

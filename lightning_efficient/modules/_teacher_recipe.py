@@ -31,8 +31,8 @@ class MapChoice:
     def of(cls, guide_kwargs: Mapping[str, Any] | None) -> MapChoice:
         """Take the choice out of the options of a guide."""
         rest = dict(guide_kwargs or {})
-        modules = (rest.pop(f"{owner}_map_module", None) for owner in ("teacher", "student"))
-        return cls(rest.pop("map_index", -1), *modules, rest)
+        teacher, student = (rest.pop(f"{owner}_map_module", None) for owner in ("teacher", "student"))
+        return cls(rest.pop("map_index", -1), teacher, student, rest)
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class TeacherRecipe:
         """Make the teacher, train it if it has no weights and that is asked for, and freeze it.
 
         Raises:
-            ConfigurationError: it has no weights, other classes than the student, or cannot be made.
+            ConfigurationError: there is none, it has no weights, other classes than the student, or cannot be made.
         """
-        assert self.given is not None
+        if self.given is None:
+            raise ConfigurationError("model.teacher is not given; give one, or set model.objective to ce")
         network = as_network(
             self.given,
             "teacher",
@@ -90,6 +91,9 @@ class TeacherRecipe:
                 "model.num_classes, or take another teacher"
             )
         return teacher
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TeacherRecipe:
+        return self  # it may hold the teacher, which a moving average of the module shall not copy
 
     def _renormalize(
         self, network: nn.Module, trainer: pl.Trainer, in_chans: int | None, student_config: Mapping[str, Any]

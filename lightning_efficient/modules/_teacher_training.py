@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn.checkpoints import load_weights
 from lightning_efficient.rng import rng_untouched
@@ -83,7 +84,7 @@ def trained_teacher(network: nn.Module, trainer: pl.Trainer, epochs: int, folder
     if own.interrupted:
         raise KeyboardInterrupt
     network.cpu()
-    if not trainer.fast_dev_run:
+    if not is_rehearsal(trainer):
         _save(network, path)
     return network
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
-from lightning_efficient._trainer import current_phase, drop_gradients, take_part
-from lightning_efficient.errors import ConfigurationError
+from lightning_efficient._trainer import average_anew, current_phase, drop_gradients, take_part
+from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional.phases import Alternation, Phase
 from lightning_efficient.losses.guided import GuidedDistillation, GuidedTerms
 from lightning_efficient.losses.objectives import Objective, build_objective, check_options, views_needed
@@ -103,8 +103,6 @@ class Distiller(Classifier):
         super().__init__()
         needs = views_needed(objective, guide)
         check_options(objective, objective_kwargs or {})
-        if teacher is None and needs:
-            raise ConfigurationError(f"model.objective {objective!r} needs a teacher; give model.teacher")
         if teacher_epochs < 0:
             raise ConfigurationError(f"model.teacher_epochs is {teacher_epochs}; it must be 0 or more")
         # given as Python objects they could not be loaded from a checkpoint; from a config they are plain values
@@ -175,6 +173,7 @@ class Distiller(Classifier):
             if self.objective is None:
                 tap = None if self._teacher is None else self._teacher.tap
                 self.objective = self._build_objective(student=self._student_tap, teacher=tap)
+        average_anew(self.trainer, self)
         if self._cache_folder is not None and self._teacher is not None:
             data = getattr(self.trainer, "datamodule", None)
             self._cache = CachedTeacher(self._teacher, self._cache_folder, data, str(self.trainer.precision))
@@ -182,7 +181,7 @@ class Distiller(Classifier):
     def on_fit_start(self) -> None:
         """Put the teacher where the student is."""
         if self._teacher is not None:
-            self._teacher.to(self.device, self.dtype)
+            self._teacher.to(self.device, cast(torch.dtype, self.dtype))
 
     def configure_optimizers(self) -> Any:
         """Build one optimiser with a group for the student, and one for what learns beside it."""
@@ -190,6 +189,12 @@ class Distiller(Classifier):
         if beside := self._beside():
             groups.append({"params": beside, "name": "beside", **self._guide_optimizer})
         optimizer = self.optimizer(groups)
+        for option in self._guide_optimizer:
+            if option not in optimizer.defaults:
+                raise ConfigurationError(
+                    f"model.guide_optimizer: {type(optimizer).__name__} has no option {option!r}; it has "
+                    f"{', '.join(optimizer.defaults)}.{did_you_mean(option, optimizer.defaults)}"
+                )
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -266,10 +271,12 @@ class Distiller(Classifier):
 
 def _number_of_classes(given: int | None, tap: ViewTap) -> int:
     found = tap.num_classes
-    if given is None and found is None:
-        raise ConfigurationError("model.num_classes is not given, and the student has no linear layer that tells it")
-    if given is not None and found not in (None, given):
+    if given is None:
+        if found is None:
+            raise ConfigurationError("model.num_classes is not given, and the student has no layer that tells it")
+        return found
+    if found not in (None, given):
         raise ConfigurationError(
             f"model.num_classes is {given}, but the student has {found} classes; set model.num_classes to {found}"
         )
-    return given if found is None else found
+    return given

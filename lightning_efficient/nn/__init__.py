@@ -1,8 +1,37 @@
-"""Layers with parameters: recurrent cells that are called like ``torch.nn.GRU``."""
+"""Networks and layers: recurrent cells, small residual networks, and what distillation has beside a student."""
 
 from __future__ import annotations
 
+from lightning_efficient.nn.cifar_resnet import CIFAR_RESNETS, register_cifar_resnets
+from lightning_efficient.nn.guides import (
+    BothMapsGuide,
+    ConstantGuide,
+    FeaturesGuide,
+    Guide,
+    LogitsGuide,
+    MapGuide,
+    StudentMapGuide,
+    build_guide,
+)
 from lightning_efficient.nn.incremental_rnn import IncrementalRNN
+from lightning_efficient.nn.teacher import Teacher
 from lightning_efficient.nn.time_adaptive_rnn import TimeAdaptiveRNN
+from lightning_efficient.nn.views import ModelViews, ViewTap
 
-__all__ = ["IncrementalRNN", "TimeAdaptiveRNN"]
+__all__ = [
+    "CIFAR_RESNETS",
+    "BothMapsGuide",
+    "ConstantGuide",
+    "FeaturesGuide",
+    "Guide",
+    "IncrementalRNN",
+    "LogitsGuide",
+    "MapGuide",
+    "ModelViews",
+    "StudentMapGuide",
+    "Teacher",
+    "TimeAdaptiveRNN",
+    "ViewTap",
+    "build_guide",
+    "register_cifar_resnets",
+]

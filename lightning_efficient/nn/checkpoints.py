@@ -59,7 +59,7 @@ def _read(path: Path, option: str) -> Any:
         # files of before PyTorch 1.6 are no archives, and cannot be mapped
         return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, RuntimeError, EOFError, AttributeError, KeyError, ValueError, OSError) as error:
-        unsafe = "unsupported" in str(error).lower()
+        unsafe = "unsupported global" in str(error).lower()  # text files are an "unsupported operand"
         reason = "could run code when it is loaded, so it is refused" if unsafe else damaged
         raise ConfigurationError(f"{option}: {str(path)!r} {reason}") from error
 

@@ -35,7 +35,9 @@ class ViewTap:
 
     For a timm model the classifier and the maps are the ones that it declares. For any other module the classifier is
     its last ``nn.Linear``, and ``map_module`` names the layer of the map. Maps of transformers (tokens) and of networks
-    that keep channels last come as ``(N, channels, H, W)`` too, without class tokens.
+    that keep channels last come as ``(N, channels, H, W)`` too, without class tokens. Of a network that
+    ``torch.compile`` wrapped, it sees only what ran after the tap was first attached or called: do so before the first
+    forward.
 
     Args:
         network: Any module that maps a batch to logits.

@@ -10,18 +10,24 @@ if TYPE_CHECKING:
 
 
 def guide_figure(
-    histograms: Sequence[Sequence[float]], costs: Sequence[float], budgets: Sequence[float], first_epoch: int = 0
+    histograms: Sequence[Sequence[float]],
+    means: Sequence[float],
+    costs: Sequence[float],
+    budgets: Sequence[float],
+    first_epoch: int = 0,
 ) -> Figure:
     """Draw the histogram of the help over the epochs, above the cost of the help and its budget.
 
     Args:
         histograms: Samples in each of equal bins over [0, 1], one row per epoch.
+        means: Mean help in each epoch.
         costs: Mean cost of the help in each epoch, nats.
         budgets: Its budget in each epoch, nats.
         first_epoch: Number of the first epoch.
     """
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shares = np.asarray(histograms, dtype=float)
     shares = shares / np.maximum(shares.sum(1, keepdims=True), 1)
@@ -38,9 +44,7 @@ def guide_figure(
         extent=(epochs[0] - 0.5, epochs[-1] + 0.5, 0, 1),
         interpolation="nearest",
     )
-    bins = shares.shape[1]
-    centres = (np.arange(bins) + 0.5) / bins
-    upper.plot(epochs, shares @ centres, color="tab:orange", marker="." if len(epochs) == 1 else None, label="mean")
+    upper.plot(epochs, means, color="tab:orange", marker="." if len(epochs) == 1 else None, label="mean")
     upper.set_ylabel("help g(x)")
     upper.legend(loc="upper right")
     bar = figure.colorbar(image, ax=upper, ticks=[0, 0.1**0.5, 0.25**0.5, 0.5**0.5, 1])
@@ -50,6 +54,7 @@ def guide_figure(
     lower.plot(epochs, budgets, color="black", linestyle="--", label="budget")
     lower.set_ylim(bottom=0)
     lower.set_xlabel("epoch")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.set_ylabel("nats")
     lower.legend(loc="upper right")
     return figure

@@ -12,7 +12,7 @@ from lightning_efficient.nn.cifar_resnet import CIFAR_RESNETS, register_cifar_re
 from lightning_efficient.nn.views import ViewTap
 from lightning_efficient.profiling import count_macs
 
-PUBLISHED = {  # millions of multiply-adds at 32×32 pixels with 100 classes, and of parameters where they are known
+PUBLISHED = {  # millions of multiply-adds at 32x32 pixels with 100 classes, and of parameters where they are known
     "cifar_resnet10_xxxs": (0.77, None),
     "cifar_resnet10_xxs": (2.02, None),
     "cifar_resnet10_xs": (2.86, None),
@@ -91,7 +91,7 @@ def test_the_stem_keeps_the_resolution_and_starts_as_timms_other_convolutions_do
     torch.manual_seed(0)
     stem = timm.create_model("cifar_resnet18").conv1
     assert (stem.kernel_size, stem.stride, stem.bias) == ((3, 3), (1, 1), None)
-    assert float(stem.weight.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
+    assert stem.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
 
 
 def test_inputs_are_normalised_as_in_the_released_code() -> None:

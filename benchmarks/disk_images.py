@@ -1,0 +1,311 @@
+"""Distil tiny residual networks on real images: cross-entropy, KD, DKD, and DiSK with a learned or a constant guide.
+
+One teacher per task, trained with cross-entropy. Each student is trained with cross-entropy first, then each method
+goes on from that very start for the same number of epochs with the same optimiser: SGD with momentum, and a cosine over
+the run. DiSK updates student and guide together in each step, so that all methods take the same steps of the student.
+Options are chosen by validation accuracy on a seed of their own (100), not used for the results. Reported is the test
+accuracy after the last epoch; no epoch is chosen by looking at it. Images are kept on the device, with random shifts
+and, except for digits, flips. ``digits`` are scikit-learn's; ``fashion`` (FashionMNIST) and ``cifar10`` read the folder
+that ``LIGHTNING_EFFICIENT_DATA`` names. With ``--jobs N`` so many runs go on at the same time, which makes their times
+depend on each other, not their accuracies; times are therefore not reported. Writes
+``results/disk_images_<task>.json``.
+
+Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/disk_images.py cifar10 --device cuda --jobs 8``
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import multiprocessing
+import os
+import statistics
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import save, table
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from torch import Tensor
+
+from lightning_efficient.callbacks.guide_schedule import GuideSchedule
+from lightning_efficient.datamodules import TorchvisionImages
+from lightning_efficient.datamodules._image_arrays import read_digits, read_torchvision
+from lightning_efficient.functional.schedules import CosineSchedule
+from lightning_efficient.modules.distiller import Distiller
+
+DATA_VARIABLE = "LIGHTNING_EFFICIENT_DATA"
+SELECTION_SEED = 100
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, a pair of networks, and how long to train."""
+
+    data: str
+    teacher: str
+    student: str
+    channels: int
+    teacher_epochs: int
+    warm_epochs: int
+    epochs: int
+    batch: int
+    shift: int
+    flips: bool
+    rate: float = 0.1
+
+
+TASKS = {
+    "digits": Task("Digits", "cifar_resnet10_m", "cifar_resnet10_xxxs", 1, 30, 5, 30, 64, 1, False, 0.05),
+    "fashion": Task("FashionMNIST", "cifar_resnet10_l", "cifar_resnet10_xxs", 1, 10, 3, 10, 512, 2, True, 0.2),
+    "cifar10": Task("CIFAR10", "cifar_resnet10_l", "cifar_resnet10_xxs", 3, 20, 5, 20, 512, 4, True, 0.2),
+}
+_ONE = {"student_temperature": 1.0, "teacher_temperature": 1.0}
+METHODS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "CE": [{"objective": "ce"}],
+    "KD": [{"objective": "kd", "objective_kwargs": {"temperature": one}} for one in (1.0, 2.0, 4.0)],
+    "DKD": [
+        {"objective": "dkd", "objective_kwargs": {"temperature": one, "other_weight": weight}}
+        for one, weight in ((4.0, 8.0), (2.0, 1.0))
+    ],
+    "DiSK": [
+        {"objective": "disk", "objective_kwargs": {"top_k": top_k, **temperatures}}
+        for top_k in (3, 10)
+        for temperatures in (_ONE, {})
+    ],
+    "DiSK, constant guide": [
+        {"objective": "disk", "guide": help, "objective_kwargs": {"top_k": 10, **_ONE}} for help in (0.05, 0.2)
+    ],
+}
+"""Each method with the options that are tried for it."""
+
+
+class OnDevice(LightningDataModule):
+    """Images that stay on the device; the order and the shifts of an epoch follow from ``(seed, epoch)``."""
+
+    def __init__(self, task: Task, seed: int, device: str) -> None:
+        super().__init__()
+        self.task, self.seed, self.device = task, seed, device
+        self.num_classes, self.in_chans = 10, task.channels
+        self.parts = loaded(task, device)
+
+    def train_dataloader(self) -> Batches:
+        return Batches(*self.parts["train"], self.task, self.seed)
+
+    def val_dataloader(self) -> InOrder:
+        return InOrder(*self.parts["val"])
+
+    def test_dataloader(self) -> InOrder:
+        return InOrder(*self.parts["test"])
+
+
+class InOrder:
+    """Batches of 1,000 images as they come; a list would be taken for several loaders."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.batches = list(zip(images.split(1000), labels.split(1000), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+
+class Batches:
+    """Shuffled batches of shifted and flipped images, the last incomplete one left out."""
+
+    def __init__(self, images: Tensor, labels: Tensor, task: Task, seed: int) -> None:
+        self.images, self.labels, self.task, self.seed, self.epoch = images, labels, task, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.task.batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        draw = torch.Generator(self.images.device).manual_seed(1000 * self.seed + self.epoch)
+        self.epoch += 1
+        order = torch.randperm(len(self.labels), generator=draw, device=self.images.device)
+        for chosen in order.split(self.task.batch)[: len(self)]:
+            yield augmented(self.images[chosen], self.task.shift, self.task.flips, draw), self.labels[chosen]
+
+
+def augmented(images: Tensor, shift: int, flips: bool, draw: torch.Generator) -> Tensor:
+    """Move each image by up to ``shift`` pixels each way, and mirror half of them."""
+    count, _, height, width = images.shape
+    device = images.device
+    padded = torch.nn.functional.pad(images, (shift, shift, shift, shift))
+    down, right = torch.randint(2 * shift + 1, (2, count, 1), generator=draw, device=device)
+    rows, columns = torch.arange(height, device=device) + down, torch.arange(width, device=device) + right
+    if flips:
+        mirrored = torch.rand(count, 1, generator=draw, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    every = torch.arange(count, device=device)[:, None, None]
+    # the channels come last where the indices around them are not adjacent
+    return padded[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+@cache
+def loaded(task: Task, device: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read a task's images, normalise them by the training part, and put them on the device."""
+    if task.data == "Digits":
+        arrays = read_digits()
+    else:
+        source = TorchvisionImages(task.data, root=root_of(task.data))
+        source.prepare_data()
+        arrays = read_torchvision(source)
+    pixels = {part: torch.from_numpy(each.pixels).permute(0, 3, 1, 2).float() for part, each in arrays.items()}
+    mean = pixels["train"].mean((0, 2, 3), keepdim=True)
+    std = pixels["train"].std((0, 2, 3), keepdim=True)
+    edge = 2 if pixels["train"].shape[-1] == 28 else 0
+    return {
+        part: (
+            torch.nn.functional.pad((images - mean) / std, (edge,) * 4).to(device),
+            torch.from_numpy(arrays[part].labels).to(device),
+        )
+        for part, images in pixels.items()
+    }
+
+
+def root_of(name: str) -> str:
+    folder = Path(os.environ.get(DATA_VARIABLE, "data"))
+    return str(folder / name if (folder / name / "cifar-10-batches-py").exists() else folder)
+
+
+def train(
+    task: Task,
+    network: str,
+    options: Mapping[str, Any],
+    epochs: int,
+    seed: int,
+    device: str,
+    folder: Path,
+    start: str | None = None,
+    keep: str | None = None,
+) -> dict[str, Any]:
+    """Train a network with a method, and return its accuracies."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    seed_everything(seed, verbose=False)
+    data = OnDevice(task, seed, device)
+    steps = epochs * len(data.train_dataloader())
+    module = Distiller(
+        network,
+        None if options["objective"] == "ce" else task.teacher,
+        num_classes=10,
+        in_chans=task.channels,
+        teacher_checkpoint=None if options["objective"] == "ce" else str(folder / "teacher.pt"),
+        student_checkpoint=None if start is None else str(folder / start),
+        guide_optimizer={"lr": task.rate / 10},
+        optimizer=partial(torch.optim.SGD, lr=task.rate, momentum=0.9, weight_decay=5e-4, nesterov=True),
+        lr_scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
+        lr_interval="step",
+        **options,
+    )
+    module.data_config = {}  # the images are normalised here, alike for both networks
+    callbacks: list[Callback] = []
+    if options["objective"] == "disk":
+        schedules = {"multiplier": CosineSchedule(1, 5, cycles=4), "budget": CosineSchedule(0.6, 0.4, 10, 0.9)}
+        callbacks.append(GuideSchedule(**schedules))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    engine = Trainer(
+        max_epochs=epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, num_sanity_val_steps=0,
+        check_val_every_n_epoch=epochs, enable_checkpointing=False, callbacks=callbacks,
+        log_every_n_steps=1_000_000, **quiet,
+    )  # fmt: skip
+    engine.fit(module, datamodule=data)
+    found = {key: float(engine.callback_metrics[key]) for key in ("val/accuracy", *guide_keys(engine))}
+    [tested] = engine.test(module, datamodule=data, verbose=False)
+    if keep is not None:
+        module.export_student(str(folder / keep))
+    if not math.isfinite(tested["test/loss"]):
+        raise RuntimeError(f"{network} with {options} diverged")
+    return {"options": dict(options), **found, "test/accuracy": tested["test/accuracy"]}
+
+
+def guide_keys(engine: Trainer) -> list[str]:
+    return [key for key in engine.callback_metrics if key in ("guide/mean", "guide/help_cost", "guide/budget")]
+
+
+def report(name: str, record: Mapping[str, Any]) -> None:
+    """Print a row per method, with the difference from KD seed by seed."""
+    rows = []
+    runs = record["runs"]
+    for method, seeds in runs.items():
+        found = [100 * each["test/accuracy"] for each in seeds.values()]
+        ahead = (
+            [100 * (each["test/accuracy"] - runs["KD"][seed]["test/accuracy"]) for seed, each in seeds.items()]
+            if "KD" in runs
+            else []
+        )
+        spread = f"{statistics.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+        rows.append([method, spread, f"{statistics.mean(ahead):+.2f}", sum(one > 0 for one in ahead)])
+    title = f"{name}: {record['task']['teacher']} ({100 * record['teacher']['test/accuracy']:.2f} %) to "
+    title += f"{record['task']['student']} ({100 * record['warm']:.2f} % at the start), test accuracy, %"
+    table(title, ["", "mean (range)", "over KD", f"seeds above KD, of {len(runs['CE'])}"], rows)
+
+
+def study(name: str, seeds: int, device: str, jobs: int, task: Task | None = None) -> dict[str, Any]:
+    """Run a task, and save what there is after each run."""
+    task = task or TASKS[name]
+    every = [*range(seeds), SELECTION_SEED]
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        go = partial(pool.submit, train, task)
+        ends = {"device": device, "folder": Path(scratch)}
+        ce = METHODS["CE"][0]
+        teacher = go(task.teacher, ce, task.teacher_epochs, 0, keep="teacher.pt", **ends)
+        warm = [go(task.student, ce, task.warm_epochs, seed, keep=f"{seed}.pt", **ends) for seed in every]
+        record: dict[str, Any] = {"task": vars(task), "device": device_name(device), "teacher": teacher.result()}
+        record["warm"] = statistics.mean(each.result()["test/accuracy"] for each in warm)
+
+        def runs_of(options: Mapping[str, Any], seed: int) -> Future[dict[str, Any]]:
+            return go(task.student, options, task.epochs, seed, start=f"{seed}.pt", **ends)
+
+        tried = {
+            method: [runs_of(options, SELECTION_SEED) for options in grid]
+            for method, grid in METHODS.items()
+            if len(grid) > 1
+        }
+        record["selection"] = {method: [run.result() for run in runs] for method, runs in tried.items()}
+        chosen = {
+            method: max(found, key=lambda each: each["val/accuracy"])["options"]
+            for method, found in record["selection"].items()
+        }
+        final = {
+            (method, seed): runs_of(chosen.get(method, grid[0]), seed)
+            for seed in range(seeds)
+            for method, grid in METHODS.items()
+        }
+        record["runs"] = {method: {} for method in METHODS}
+        for (method, seed), run in final.items():
+            record["runs"][method][str(seed)] = run.result()
+            save(f"disk_images_{name}", record, script="disk_images")
+    report(name, record)
+    return record
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    for name in arguments.tasks:
+        study(name, arguments.seeds, arguments.device, arguments.jobs)
+
+
+if __name__ == "__main__":
+    main()
