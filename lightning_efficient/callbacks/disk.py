@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_efficient._trainer import average_anew, current_phase, drop_gradients, take_part
+from lightning_efficient._trainer import average_anew, callbacks_of, current_phase, drop_gradients, take_part
 from lightning_efficient.callbacks._borrowed_step import (
     BorrowedMethods,
     check_can_borrow,
@@ -19,6 +19,7 @@ from lightning_efficient.callbacks._borrowed_step import (
     keep_out_of_state,
 )
 from lightning_efficient.callbacks._guide_optimizer import with_guide_group
+from lightning_efficient.callbacks.chunked_backprop import ChunkedBackprop
 from lightning_efficient.callbacks.guide_schedule import GuideSchedule, Interval
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.phases import Alternation
@@ -124,9 +125,10 @@ class DiSK(GuideSchedule):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Build teacher and guide, and put the guide into the module, before optimiser and devices are settled."""
-        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        _check_others(trainer)
+        super().setup(trainer, pl_module, stage)
         self._clean_up(pl_module)
         check_can_borrow(trainer, pl_module, self.network, "DiSK")
         with rng_untouched():  # what is built here must change neither the order of the data nor dropout
@@ -297,3 +299,13 @@ class DiSK(GuideSchedule):
             self._borrowed, self._hooks = None, []
         if self._tap is not None:
             self._tap.detach()
+
+
+def _check_others(trainer: Trainer) -> None:
+    if len(callbacks_of(trainer, DiSK)) > 1:
+        raise ConfigurationError("two DiSK callbacks would each take the other's loss for the module's own; use one")
+    if cut := callbacks_of(trainer, ChunkedBackprop):
+        raise ConfigurationError(
+            f"DiSK compares the logits of whole sequences with those of a teacher, and {type(cut[0]).__name__} cuts "
+            "sequences into parts, which the teacher would see without their past; leave one of the two out"
+        )

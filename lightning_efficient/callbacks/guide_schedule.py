@@ -207,7 +207,8 @@ class GuideSchedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Know how many steps were taken before, and how many there will be."""
         self._steps = trainer.global_step
-        self._check_length(self._total(trainer, pl_module))
+        if self.schedules:
+            self._check_length(self._total(trainer, pl_module))
 
     def _sets(self) -> set[str]:
         more = {"multiplier": self.dual, "phases": self.phases}

@@ -167,6 +167,7 @@ class Distiller(Classifier):
             return
         if self._student_checkpoint is not None and self.trainer.ckpt_path is None:
             load_weights(self.student, self._student_checkpoint, option="model.student_checkpoint")
+        self._student_checkpoint = None  # a second fit goes on where the first one ended
         with rng_untouched():  # what is built here must change neither the order of the data nor dropout
             if self._recipe.needs and self._teacher is None:
                 self._teacher = self._recipe.build(self.trainer, self.num_classes, self.in_chans, self.data_config)
@@ -237,6 +238,7 @@ class Distiller(Classifier):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the student alone, where there is no training to go on with."""
         if self.objective is None:
+            self._student_checkpoint = None
             weights = checkpoint["state_dict"]
             for name in [name for name in weights if name.startswith("objective.")]:
                 del weights[name]

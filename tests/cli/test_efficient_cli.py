@@ -216,3 +216,27 @@ def test_a_script_may_build_without_running(tiny: Path, monkeypatch: pytest.Monk
     assert type(cli.model).__name__ == "ImageClassifier"
     assert type(cli.datamodule).__name__ == "Digits"
     assert cli.trainer.max_epochs == 1
+
+
+# ---- checkpoints by word
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_best_is_that_of_the_newest_run(command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
+    for _ in range(2):
+        assert command("fit", "--config", "quickstart", *short).status == 0
+    older, newer = (tmp_path / f"runs/quickstart/version_{number}/checkpoints/best.ckpt" for number in (0, 1))
+    assert older.exists()
+    os.utime(older, (1, 1))
+    with caplog.at_level("INFO"):
+        tested = command("test", "--config", "quickstart", "--ckpt_path", "best", "--trainer.limit_test_batches", "1")
+    assert tested.status == 0
+    assert f"Loaded model weights from the checkpoint at {newer.relative_to(tmp_path)}" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["best", "last"])
+def test_a_word_for_a_checkpoint_that_nobody_wrote_is_one_line(command: Command, word: str) -> None:
+    result = command("test", "--config", "quickstart", "--ckpt_path", word)
+    assert result.status == 2
+    assert result.err.splitlines()[-1].startswith(f"error: ckpt_path is '{word}', but no run in 'runs/quickstart' has")

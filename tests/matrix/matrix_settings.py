@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -19,15 +20,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_efficient.callbacks import (
     FPTT,
     ChunkedBackprop,
+    Constraint,
+    DiSK,
     ExactResume,
     FiniteLoss,
+    GuideSchedule,
     LatencyProfiler,
     SelectiveCoverage,
 )
 from lightning_efficient.datamodules import Digits, SequentialImages
-from lightning_efficient.modules import ImageClassifier, SequenceClassifier
+from lightning_efficient.functional import Alternation
+from lightning_efficient.modules import Distiller, ImageClassifier, SequenceClassifier
 
 Options = Mapping[str, Any]
+Kind = Literal["classifier", "recurrent", "distiller"]
 
 
 @dataclass(frozen=True)
@@ -35,26 +41,52 @@ class Setting:
     """How the matrix makes a callback.
 
     ``foreign`` are options that a module of somebody else needs, as YAML has them; ``second`` those of a second
-    instance in the same Trainer. A callback that ``observes`` leaves training exactly as it was; one for ``sequences``
-    needs a recurrent module. Under the conditions that it ``refuses`` it says so before anything is trained.
+    instance in the same Trainer, ``None`` where that is refused. A callback that ``observes`` leaves training exactly
+    as it was; one for ``sequences`` needs a recurrent module, one that ``distils`` a Distiller. Under the conditions
+    that it ``refuses`` it says so before anything is trained.
     """
 
     cls: type[Callback]
     options: Options = field(default_factory=dict)
     foreign: Options = field(default_factory=dict)
-    second: Options = field(default_factory=dict)
+    second: Options | None = field(default_factory=dict)
     observes: bool = True
     sequences: bool = False
+    distils: bool = False
     refuses: tuple[str, ...] = ()
 
     def make(self, **more: Any) -> Callback:
-        return self.cls(**{**self.options, **more})
+        return self.cls(**{name: _built(value) for name, value in {**self.options, **more}.items()})
+
+    @property
+    def kind(self) -> Kind:
+        """Which module it is tried on."""
+        return "recurrent" if self.sequences else "distiller" if self.distils else "classifier"
 
     def fit(self, folder: Path, *callbacks: Callback, **options: Any) -> dict[str, Tensor]:
-        return fit(folder, *callbacks, sequences=self.sequences, **options)
+        return fit(folder, *callbacks, kind=self.kind, **options)
+
+
+def _built(value: Any) -> Any:
+    """Make the object that a config describes."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    module, _, name = value["class_path"].rpartition(".")
+    return getattr(importlib.import_module(module), name)(**value.get("init_args", {}))
 
 
 FROM_FORWARD = "lightning_efficient.callbacks.from_forward"
+
+
+def tiny_teacher(inputs: int, classes: int) -> dict[str, Any]:
+    return {"class_path": "matrix_settings.TinyTeacher", "init_args": {"inputs": inputs, "classes": classes}}
+
+
+TURNS = {
+    "class_path": "lightning_efficient.functional.phases.Alternation",
+    "init_args": {"student": 1, "guide": 1, "warmup": 1, "unit": "step"},
+}
+DUAL = {"class_path": "lightning_efficient.functional.primal_dual.PrimalDual", "init_args": {"rate": 0.5}}
 
 SETTINGS = {
     "SelectiveCoverage": Setting(SelectiveCoverage, foreign={"predictions": FROM_FORWARD}, second={"name": "second"}),
@@ -79,7 +111,28 @@ SETTINGS = {
         sequences=True,
         refuses=("accumulate",),
     ),
-}
+    "GuideSchedule": Setting(
+        GuideSchedule,
+        {"multiplier": DUAL, "budget": 0.2},
+        second={"name": "second", "multiplier": None, "budget": None},
+        observes=False,
+        distils=True,
+    ),
+    "DiSK": Setting(
+        DiSK,
+        {"teacher": tiny_teacher(256, 10), "loss_kwargs": {"top_k": 3}, "multiplier": DUAL, "phases": TURNS},
+        {"teacher": tiny_teacher(4, 3), "predictions": "matrix_settings.with_graph"},
+        second=None,
+        observes=False,
+    ),
+    "Constraint": Setting(
+        Constraint,
+        {"monitor": "train/loss", "at_most": 0.5},
+        {"monitor": "train_loss"},
+        {"name": "second"},
+        observes=False,
+    ),
+}  # fmt: skip
 
 CONDITIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,
@@ -104,7 +157,9 @@ class Foreign(L.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
@@ -126,6 +181,25 @@ class ForeignRecurrent(Foreign):
     def training_step(self, batch: Any, batch_idx: int, hiddens: Any = None) -> dict[str, Any]:
         output, hiddens = self.rnn(batch[0].unsqueeze(-1), hiddens)
         return {"loss": nn.functional.cross_entropy(self.head(output[:, -1]), batch[1]), "hiddens": hiddens}
+
+
+class TinyTeacher(nn.Module):
+    """A linear teacher of flattened inputs, always with the same weights."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(inputs, classes)
+        draw = torch.Generator().manual_seed(0)
+        self.head.weight.data.copy_(torch.randn(classes, inputs, generator=draw) / inputs**0.5)
+        self.head.bias.data.zero_()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(inputs.flatten(1))
+
+
+def with_graph(module: nn.Module, batch: Any, outputs: Any) -> tuple[Tensor, Tensor]:
+    """Run a module once more, for logits that the loss can be taken of."""
+    return module(batch[0]), batch[1]
 
 
 def classifier(**options: Any) -> ImageClassifier:
@@ -151,6 +225,21 @@ def recurrent_classifier(**options: Any) -> SequenceClassifier:
     return SequenceClassifier(8, 10, rnn="gru", hidden_size=16, dropout=0.2, optimizer=adam, **options)
 
 
+def distiller(**options: Any) -> Distiller:
+    """The classifier's network, which learns from a linear teacher in turns with its guide."""
+    return Distiller(
+        "test_efficientnet",
+        TinyTeacher(256, 10),
+        in_chans=1,
+        num_classes=10,
+        objective_kwargs={"top_k": 3},
+        phases=Alternation(1, 1, 1, "step"),
+        student_kwargs={"drop_rate": 0.2},
+        optimizer=partial(torch.optim.Adam, lr=1e-3),
+        **options,
+    )
+
+
 def rows_of_digits(**options: Any) -> SequentialImages:
     """Three batches of eight rows of eight pixels to an epoch."""
     return SequentialImages("Digits", steps="rows", **{"batch_size": 16, "train_samples": 48, **options})
@@ -173,12 +262,19 @@ def trainer(folder: Path, *callbacks: Callback, **options: Any) -> L.Trainer:
     return L.Trainer(default_root_dir=folder, **{**quiet, **defaults, **options})
 
 
+def module_and_data(kind: Kind) -> tuple[L.LightningModule, L.LightningDataModule]:
+    """Return what a callback is tried on: the digits, as images or as sequences."""
+    if kind == "recurrent":
+        return recurrent_classifier(), rows_of_digits()
+    return distiller() if kind == "distiller" else classifier(), digits()
+
+
 def fit(
-    folder: Path, *callbacks: Callback, ckpt_path: Path | None = None, sequences: bool = False, **options: Any
+    folder: Path, *callbacks: Callback, ckpt_path: Path | None = None, kind: Kind = "classifier", **options: Any
 ) -> dict[str, Tensor]:
-    """Train a classifier on the digits, as images or as sequences, and return its weights and buffers."""
+    """Train a module on the digits, and return its weights and buffers."""
     L.seed_everything(0 if ckpt_path is None else 99, verbose=False)
-    module, data = (recurrent_classifier(), rows_of_digits()) if sequences else (classifier(), digits())
+    module, data = module_and_data(kind)
     trainer(folder, *callbacks, **options).fit(module, datamodule=data, ckpt_path=ckpt_path)
     return weights(module)
 

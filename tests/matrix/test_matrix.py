@@ -100,6 +100,10 @@ def test_it_works_on_a_module_that_knows_nothing_of_it(setting: Setting, tmp_pat
     for callbacks in ([], [through_the_parser(setting, foreign=True)]):
         L.seed_everything(0, verbose=False)
         module = ForeignRecurrent() if setting.sequences else Foreign()
+        if setting.distils and callbacks:
+            with pytest.raises(ConfigurationError, match="Foreign has no guide"):
+                trainer(tmp_path, *callbacks).fit(module, loader(), loader())
+            return
         # a generator of its own, or each validation would draw from the global one
         validation = loader(generator=torch.Generator())
         trainer(tmp_path, *callbacks).fit(module, loader(shuffle=True), validation)
@@ -109,6 +113,10 @@ def test_it_works_on_a_module_that_knows_nothing_of_it(setting: Setting, tmp_pat
 
 @every_callback
 def test_two_of_a_kind_do_not_disturb_each_other(setting: Setting, tmp_path: Path) -> None:
+    if setting.second is None:
+        with pytest.raises(ConfigurationError, match=f"two {setting.cls.__name__} callbacks"):
+            setting.fit(tmp_path, setting.make(), setting.make(name="second"))
+        return
     assert_trained_alike(setting, setting.fit(tmp_path, setting.make(), setting.make(**setting.second)))
 
 

@@ -56,6 +56,15 @@ def test_two_processes_in_parts_equal_one_with_batches_twice_as_large(name: str,
 
 
 @pytest.mark.slow
+def test_two_processes_distil_as_one_with_batches_twice_as_large(results: Any) -> None:
+    [one], two = results["Distiller on 1"], results["Distiller on 2"]
+    assert not differing(*two)
+    assert any(name.startswith("objective.guide") for name in one)
+    for key, value in one.items():
+        torch.testing.assert_close(two[0][key], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_each_process_carries_its_own_state_over_a_resume(results: Any) -> None:
     first, second, *resumed = results["carried"]
     assert not differing(first, resumed[0])

@@ -18,19 +18,28 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from matrix_settings import (
     SETTINGS,
     Foreign,
+    Kind,
+    TinyTeacher,
     classifier,
-    digits,
     loader,
-    recurrent_classifier,
+    module_and_data,
     rows_of_digits,
     trainer,
     weights,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_efficient.callbacks import FPTT, ChunkedBackprop, ExactResume, SelectiveCoverage, from_forward
-from lightning_efficient.datamodules import Digits
-from lightning_efficient.modules import SequenceClassifier
+from lightning_efficient.callbacks import (
+    FPTT,
+    ChunkedBackprop,
+    ExactResume,
+    GuideSchedule,
+    SelectiveCoverage,
+    from_forward,
+)
+from lightning_efficient.datamodules import Digits, GaussianModes
+from lightning_efficient.functional import Alternation, PrimalDual
+from lightning_efficient.modules import Distiller, SequenceClassifier
 
 TWO = {"devices": 2, "strategy": "ddp_fork"}
 SAMPLES = 101
@@ -65,13 +74,13 @@ class UnevenDigits(Digits):
 
 
 def fit_two(
-    folder: Path, *callbacks: Callback, epochs: int = 1, ckpt_path: Path | None = None, sequences: bool = False
+    folder: Path, *callbacks: Callback, epochs: int = 1, ckpt_path: Path | None = None, kind: Kind = "classifier"
 ) -> list[dict[str, Tensor]]:
     """Train on two processes and return the weights of each."""
     L.seed_everything(0 if ckpt_path is None else 99, verbose=False)
     report = Report(folder)
     run = trainer(folder, *callbacks, report, max_epochs=epochs, **TWO)
-    module, data = (recurrent_classifier(), rows_of_digits()) if sequences else (classifier(), digits())
+    module, data = module_and_data(kind)
     run.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return report.read(2)
 
@@ -87,14 +96,34 @@ def without_dropout(folder: Path, callback: Callback, processes: int) -> list[di
     return report.read(processes)
 
 
+def distilled(folder: Path, processes: int) -> list[dict[str, Tensor]]:
+    """Distil with a guide on the same samples a step; the number of errors, a sum per process, is left out of it."""
+    L.seed_everything(0, verbose=False)
+    report = Report(folder)
+    dual = GuideSchedule(multiplier=PrimalDual(rate=0.5), budget=0.2)
+    run = trainer(folder, dual, report, gradient_clip_val=0.5, **(TWO if processes == 2 else {}))
+    module = Distiller(
+        nn.Linear(6, 5),
+        TinyTeacher(6, 5),
+        in_chans=None,
+        objective_kwargs={"top_k": 3, "budget_norm": "batch"},
+        guide_kwargs={"hidden": [4], "batch_norm": False},
+        phases=Alternation(1, 1, 1, "step"),
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    )
+    sizes = {"classes": 5, "dimensions": 6, "train_samples": 96, "val_samples": 32, "test_samples": 32}
+    run.fit(module, datamodule=GaussianModes(**sizes, batch_size=16 // processes))
+    return report.read(processes)
+
+
 def carried_over_a_resume(folder: Path) -> list[dict[str, Tensor]]:
     """Train with a state that crosses batches, whole and resumed in mid-epoch; each process has its own state."""
     save = ModelCheckpoint(folder / "carried", filename="{step}", every_n_train_steps=1, save_top_k=-1)
     callbacks = (ChunkedBackprop(2, carry=True), ExactResume())
-    whole = fit_two(folder, *callbacks, save, epochs=2, sequences=True)
+    whole = fit_two(folder, *callbacks, save, epochs=2, kind="recurrent")
     callbacks = (ChunkedBackprop(2, carry=True), ExactResume())
     path = sorted((folder / "carried").glob("*.ckpt"))[0]
-    return whole + fit_two(folder, *callbacks, epochs=2, ckpt_path=path, sequences=True)
+    return whole + fit_two(folder, *callbacks, epochs=2, ckpt_path=path, kind="recurrent")
 
 
 def validate(
@@ -124,17 +153,18 @@ def metrics_of_a_foreign_loader(folder: Path, processes: int) -> list[dict[str, 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    everything = [setting.make() for setting in SETTINGS.values() if not setting.sequences]
+    everything = [setting.make() for setting in SETTINGS.values() if setting.observes]
     in_parts = [ChunkedBackprop(4), FPTT(4, alpha=0.5)]
     save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     results = {
         "without": fit_two(folder),
-        **{name: fit_two(folder, setting.make(), sequences=setting.sequences) for name, setting in SETTINGS.items()},
+        **{name: fit_two(folder, setting.make(), kind=setting.kind) for name, setting in SETTINGS.items()},
         **{
             f"{type(one).__name__} on {processes}": without_dropout(folder, one, processes)
             for one in in_parts
             for processes in (1, 2)
         },
+        **{f"Distiller on {processes}": distilled(folder, processes) for processes in (1, 2)},
         "carried": carried_over_a_resume(folder),
         "everything": fit_two(folder, *everything, save, epochs=2),
         "resumed": fit_two(folder, *everything, epochs=2, ckpt_path=folder / "epoch=0.ckpt"),

@@ -228,25 +228,27 @@ def test_a_moving_average_beside_it_is_that_of_the_student() -> None:
     torch.testing.assert_close(module.student.state_dict()[name], average)
 
 
-def resumable(folder: Path, *more: Callback, ckpt_path: Path | None = None) -> tuple[Distiller, GuideSchedule]:
+def resumable(*more: Callback, ckpt_path: Path | None = None, ema: bool = False) -> tuple[Distiller, GuideSchedule]:
     seed_everything(0 if ckpt_path is None else 99, verbose=False)
     module = distiller(dropout=0.3, phases=by_step(2, 1, 1), guide_optimizer={"lr": 0.03})
     if ckpt_path is not None:
         module.student.load_state_dict(network(8, 5).state_dict())
     schedule = GuideSchedule(PrimalDual(0.5, initial=1.0), LinearSchedule(0.3, 0.1), interval="step")
     data = loader(cls=StatefulDataLoader, shuffle=True)
-    run = trainer(schedule, ExactResume(), *more, max_epochs=3, enable_checkpointing=bool(more))
+    averages = [EMAWeightAveraging(decay=0.5)] if ema else []
+    run = trainer(schedule, *averages, ExactResume(), *more, max_epochs=3, enable_checkpointing=bool(more))
     run.fit(module, data, loader(1), ckpt_path=ckpt_path)
     return module, schedule
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:Checkpoint directory")
-def test_a_run_resumed_in_mid_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_run_resumed_in_mid_epoch_ends_with_the_same_bits(ema: bool, tmp_path: Path) -> None:
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    whole, schedule = resumable(tmp_path, save)
+    whole, schedule = resumable(save, ema=ema)
     assert schedule.dual is not None
     for step in (2, 5, 7):
-        resumed, again = resumable(tmp_path, ckpt_path=tmp_path / f"step={step}.ckpt")
+        resumed, again = resumable(ckpt_path=tmp_path / f"step={step}.ckpt", ema=ema)
         assert same(bits(whole), bits(resumed)), step
         assert again.dual is not None
         assert again.dual.state_dict() == schedule.dual.state_dict()
@@ -329,8 +331,18 @@ def test_a_student_starts_from_its_checkpoint(tmp_path: Path) -> None:
     torch.save(network(8, 6).state_dict(), tmp_path / "student.pt")
     watch = Watch()
     module = distiller(student_checkpoint=str(tmp_path / "student.pt"))
-    trainer(watch).fit(module, loader(1))
+    run = trainer(watch)
+    run.fit(module, loader(1))
     assert same(watch.states[0][0], bits(network(8, 6)))
+    trained = bits(module.student)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    student = network(8, 0)
+    given = {"student": student, "teacher": network(12, 1), "optimizer": sgd, "weights_only": True}
+    loaded = Distiller.load_from_checkpoint(tmp_path / "a.ckpt", **given)
+    for goes_on in (module, loaded):
+        watch = Watch()
+        trainer(watch).fit(goes_on, loader(1))
+        assert same(watch.states[0][0], trained)
 
 
 def test_the_guide_has_a_rate_of_its_own_and_the_schedule_moves_both() -> None:

@@ -81,7 +81,8 @@ def test_steps_return_loss_logits_and_target() -> None:
     (outputs,) = seen
     assert set(outputs) == {"loss", "logits", "target"}
     assert outputs["logits"].shape == (3, 10)
-    assert not outputs["logits"].requires_grad
+    # with their graph, so that a callback may add to the loss
+    assert outputs["logits"].requires_grad
     assert outputs["target"].tolist() == [0, 1, 2]
 
 
