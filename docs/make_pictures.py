@@ -1,6 +1,7 @@
-"""Make the pictures of this site from a real run: ``python docs/make_pictures.py``, about a minute.
+"""Make the pictures of this site from real runs: ``python docs/make_pictures.py``, about two minutes.
 
-Runs the demo in a temporary folder and keeps what it drew. Nothing is drawn here, so a picture shows what a user gets.
+Runs the demo and the config ``disk/toy`` in a temporary folder and keeps what they drew. Nothing is drawn here, so a
+picture shows what a user gets; those of ``benchmarks/`` come from their studies.
 """
 
 from __future__ import annotations
@@ -14,20 +15,25 @@ from pathlib import Path
 from PIL import Image
 
 IMAGES = Path(__file__).parent / "images"
-PICTURES = {"test_risk_coverage.png": "risk_coverage.png"}
-"""File in the run folder, and its name here."""
+PICTURES = {
+    "quickstart/version_0/test_risk_coverage.png": "risk_coverage.png",
+    "disk-toy/version_0/guide_histogram.png": "disk_guide_histogram.png",
+}
+"""File below the run folders, and its name here."""
+
+COMMANDS = (["demo"], ["fit", "--config", "disk/toy"])
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # one thread: sums are taken in one order, whatever the number of cores
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "lightning_efficient.cli.main", "demo", "--trainer.accelerator", "cpu"]
-        subprocess.run(command, cwd=folder, env=environment, check=True)
-        run = Path(folder) / "runs" / "quickstart" / "version_0"
+        for words in COMMANDS:
+            command = [sys.executable, "-m", "lightning_efficient.cli.main", *words, "--trainer.accelerator", "cpu"]
+            subprocess.run(command, cwd=folder, env=environment, check=True)
         IMAGES.mkdir(exist_ok=True)
         for source, target in PICTURES.items():
-            small(run / source, IMAGES / target)
+            small(Path(folder) / "runs" / source, IMAGES / target)
 
 
 def small(source: Path, target: Path) -> None:

@@ -85,6 +85,9 @@ def _unaccepted(text: str, options: Sequence[str]) -> str | None:
     name = found[1].partition(".")[0]
     hint = did_you_mean(name, [*parameters(class_path), *_ENTRIES])
     place = key(text, found.start())
+    if class_path in _RETURNED:
+        example = "AdamW" if class_path == _RETURNED[0] else "CosineAnnealingLR"
+        return f"{place} names no class yet, so it has no option {name!r}; give --{place} first, such as {example}"
     if class_name(class_path) in _BASES and not hint:
         return f"{place}: class_path is missing"
     return f"{place}.{name}: {class_name(class_path)} has no option {name!r}.{hint}"

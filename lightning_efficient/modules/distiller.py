@@ -63,7 +63,7 @@ class Distiller(Classifier):
         teacher_folder: Where teachers that were trained so are kept, for the next run.
         teacher_image_size: Height and width to which images are resized for the teacher.
         teacher_cache: Folder for the teacher's outputs, by sample.
-        optimizer: From parameters to an optimiser.
+        optimizer: From parameters to an optimiser; AdamW as torch has it when not given.
         lr_scheduler: From an optimiser to a learning rate scheduler.
         lr_interval: Whether the scheduler counts epochs or steps.
 
@@ -96,7 +96,7 @@ class Distiller(Classifier):
         teacher_folder: str = "runs/teachers",
         teacher_image_size: int | None = None,
         teacher_cache: str | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
@@ -150,7 +150,8 @@ class Distiller(Classifier):
             maps=maps,
         )
         self.phases = phases
-        self.optimizer = optimizer
+        # no default in the signature: a config that names another class would inherit AdamW's weight decay
+        self.optimizer: OptimizerCallable = torch.optim.AdamW if optimizer is None else optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self._guide_optimizer = guide_optimizer or {}

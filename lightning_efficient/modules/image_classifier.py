@@ -35,7 +35,7 @@ class ImageClassifier(Classifier):
         label_smoothing: Share of the target spread over all classes, in ``[0, 1)``.
         mixup: Alpha of Mixup, 0 for none. Targets become soft in training.
         cutmix: Alpha of CutMix, 0 for none; with both, each batch takes one of them.
-        optimizer: From parameters to an optimiser.
+        optimizer: From parameters to an optimiser; AdamW as torch has it when not given.
         lr_scheduler: From an optimiser to a learning rate scheduler.
         lr_interval: Whether the scheduler counts epochs or steps.
         channels_last: Whether to keep weights and images in channels-last memory order.
@@ -57,7 +57,7 @@ class ImageClassifier(Classifier):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         channels_last: bool = False,
@@ -78,7 +78,8 @@ class ImageClassifier(Classifier):
         self.mixing = self._mixing(mixup, cutmix, label_smoothing)
         self.train_loss = self._train_loss(loss, label_smoothing)
         self.add_metrics()
-        self.optimizer = optimizer
+        # no default in the signature: a config that names another class would inherit AdamW's weight decay
+        self.optimizer: OptimizerCallable = torch.optim.AdamW if optimizer is None else optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.ema_decay = ema_decay

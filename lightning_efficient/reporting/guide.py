@@ -56,5 +56,5 @@ def guide_figure(
     lower.set_xlabel("epoch")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.set_ylabel("nats")
-    lower.legend(loc="upper right")
+    lower.legend(loc="lower right")
     return figure
