@@ -111,10 +111,13 @@ def value_of(monitor: str, logged: Mapping[str, Any], outputs: Any) -> Tensor | 
     """
     if outputs is None:
         return None
+    rests = not torch.is_grad_enabled() or (isinstance(outputs, Mapping) and outputs.get("phase") == "guide")
+    if rests and monitor not in logged:
+        return None
     value = find(monitor, "training_step", logged)
     if isinstance(value, Tensor) and value.requires_grad:
         return value
-    if not torch.is_grad_enabled() or (isinstance(outputs, Mapping) and outputs.get("phase") == "guide"):
+    if rests:
         return None
     raise ConfigurationError(
         f"Constraint: {monitor!r} is logged without a gradient, so it cannot be added to the loss; log the tensor with "

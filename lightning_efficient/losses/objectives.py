@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
-from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.functional._checks import check_choice, check_fraction
 from lightning_efficient.losses.disk import DiSKLoss
 from lightning_efficient.losses.distillation import (
     CrossEntropyObjective,
@@ -50,7 +50,10 @@ def views_needed(objective: Objective, guide: float | str | Guide) -> frozenset[
         return frozenset()
     if objective == "feature":
         return frozenset({"teacher", "teacher_features", "student_features"})
-    if objective != "disk" or isinstance(guide, int | float):
+    if objective == "disk" and isinstance(guide, int | float):
+        check_fraction("model.guide", guide, zero=True)
+        return frozenset({"teacher"})
+    if objective != "disk":
         return frozenset({"teacher"})
     return frozenset({"teacher"}) | (guide.needs if isinstance(guide, Guide) else guide_needs(guide))
 

@@ -240,3 +240,51 @@ def test_a_word_for_a_checkpoint_that_nobody_wrote_is_one_line(command: Command,
     result = command("test", "--config", "quickstart", "--ckpt_path", word)
     assert result.status == 2
     assert result.err.splitlines()[-1].startswith(f"error: ckpt_path is '{word}', but no run in 'runs/quickstart' has")
+
+
+# ---- distillation
+
+SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
+
+
+@pytest.mark.parametrize("name", ["toy", "digits"])
+def test_a_student_is_distilled_tested_and_needs_no_teacher_then(
+    command: Command, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    distil = ("fit", "--config", f"disk/{name}", *SHORT, "--trainer.check_val_every_n_epoch", "1")
+    assert command(*distil, "--model.teacher_epochs", "1").status == 0
+    run = tmp_path / f"runs/disk-{name}/version_0"
+    assert {"config.yaml", "guide_histogram.csv", "guide_histogram.png"} <= {path.name for path in run.iterdir()}
+    [teacher] = (tmp_path / "runs/teachers").iterdir()
+    teacher.unlink()
+    tested = command("test", "--config", f"disk/{name}", "--ckpt_path", "best", "--trainer.limit_test_batches", "1")
+    assert tested.status == 0
+    weights = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert {key.partition(".")[0] for key in weights} == {"student", "objective"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--model.objective kdd", "must be one of ce, kd, dkd, feature, disk. Did you mean 'kd'"),
+        ("--model.guide teacher_feature", "Did you mean 'teacher_features'"),
+        ("--model.objective_kwargs.top_k 11", "top_k is 11, but there are 10 classes"),
+        ("--model.objective_kwargs {budget:-1}", "a negative budget can never be met"),
+        ("--model.objective_kwargs {topk:3}", "has no option 'topk'"),
+        ("--model.teacher_epochs 0", "has no trained weights; give model.teacher_checkpoint"),
+        ("--model.teacher_checkpoint nowhere.ckpt", "nowhere.ckpt"),
+        ("--model.teacher_checkpoint other.pt", "model.teacher_checkpoint"),
+        ("--model.num_classes 5", "Digits has 10 classes"),
+        ("--model.guide_optimizer {lrr:1}", "guide_optimizer"),
+        ("--model.phases {student:0}", "phases.student is 0"),
+    ],
+)
+def test_a_mistake_in_distillation_is_one_line(command: Command, tmp_path: Path, words: str, message: str) -> None:
+    torch.save({"layer.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    option, _, value = words.partition(" ")
+    value = value.replace(":", ": ")
+    short = (*SHORT, "--model.teacher_epochs", "1") if "teacher_epochs" not in words else SHORT
+    result = command("fit", "--config", "disk/digits", *short, option, value)
+    assert result.status == 2
+    assert result.err.splitlines()[-1].startswith("error: ")
+    assert message in result.err.splitlines()[-1]

@@ -68,6 +68,24 @@ def test_a_run_trained_forward_through_time_resumes_in_mid_epoch_after_a_kill(fi
 
 
 @pytest.mark.slow
+def test_a_distilled_student_resumes_in_mid_epoch_after_a_kill(fit: Fit) -> None:
+    distilled = ("--config", str(Path(__file__).with_name("tiny_distilled.yaml")))
+    whole = fit(*distilled)
+    assert whole.status == 0, whole.stderr
+    assert fit(*distilled, *stop_at(8, "SIGKILL")).status == -9
+    resumed = fit(*distilled, "--ckpt_path", "steps/step=8-v1.ckpt")
+    assert resumed.status == 0, resumed.stderr
+    ends = Path("ends/step=15.ckpt"), Path("ends/step=15-v1.ckpt")
+    assert same_weights(*ends)
+    assert any(name.startswith("objective.guide") for name in load(ends[0])["state_dict"])
+    for key in ("GuideSchedule[guide]", "Constraint[constraint/train/loss]"):
+        one, other = (load(end)["callbacks"][key] for end in ends)
+        one, other = (state.get("dual", state) for state in (one, other))
+        assert one == other
+        assert one["multiplier"] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_stopped_run_leaves_a_checkpoint_to_go_on_from(fit: Fit, name: str) -> None:
     stopped = fit(*stop_at(8, name))
