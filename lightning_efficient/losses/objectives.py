@@ -50,10 +50,10 @@ def views_needed(objective: Objective, guide: float | str | Guide) -> frozenset[
         return frozenset()
     if objective == "feature":
         return frozenset({"teacher", "teacher_features", "student_features"})
-    if objective == "disk" and isinstance(guide, int | float):
-        check_fraction("model.guide", guide, zero=True)
-        return frozenset({"teacher"})
     if objective != "disk":
+        return frozenset({"teacher"})
+    if isinstance(guide, int | float):
+        check_fraction("model.guide", guide, zero=True)
         return frozenset({"teacher"})
     return frozenset({"teacher"}) | (guide.needs if isinstance(guide, Guide) else guide_needs(guide))
 
