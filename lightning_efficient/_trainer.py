@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.phases import Alternation, Phase
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
@@ -41,6 +43,18 @@ def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     gathered: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(gathered, value)
     return gathered
+
+
+def refuse_shards(trainer: Trainer, name: str) -> None:
+    """Raise where no process holds whole parameters.
+
+    Raises:
+        ConfigurationError: FSDP, DeepSpeed or model parallelism; begins with ``name``.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise ConfigurationError(
+            f"{name} works on one device and with DDP; {type(trainer.strategy).__name__} shards the parameters"
+        )
 
 
 def take_part(trainer: Trainer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_efficient._trainer import refuse_shards
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -34,10 +34,7 @@ def check_can_borrow(trainer: Trainer, module: LightningModule, network: str, na
             f"{name} works in automatic optimisation, and {type(module).__name__} steps its optimisers itself; "
             "remove automatic_optimization=False"
         )
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-        raise ConfigurationError(
-            f"{name} works on one device and with DDP; {type(trainer.strategy).__name__} shards the parameters"
-        )
+    refuse_shards(trainer, name)
     parts = [part for part, _ in module.named_modules()]
     if network not in parts:
         raise ConfigurationError(

@@ -9,12 +9,11 @@ from typing import Any, get_args
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from lightning_efficient._trainer import callbacks_of, gather_objects
+from lightning_efficient._trainer import callbacks_of, gather_objects, refuse_shards
 from lightning_efficient.callbacks._part_loop import PartLoop, PartWeights, SplitOptions, has_scaler, needs_hiddens
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional.parts import Key, sequence_parts
@@ -192,10 +191,7 @@ class ChunkedBackprop(Callback):
                 f"{name} takes an optimiser step for each part, so gradients cannot be accumulated over batches; got "
                 f"{found}, set accumulate_grad_batches=1"
             )
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-            raise ConfigurationError(
-                f"{name} works on one device and with DDP; {type(trainer.strategy).__name__} shards the parameters"
-            )
+        refuse_shards(trainer, name)
         if others := [other for other in callbacks_of(trainer, ChunkedBackprop) if other.split != self.split]:
             raise ConfigurationError(
                 f"a batch can be cut in one way only, and {name} ({self.name!r}) and {type(others[0]).__name__} "

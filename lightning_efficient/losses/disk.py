@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,7 @@ from lightning_efficient.functional.disk import (
     teacher_mass,
 )
 from lightning_efficient.functional.distillation import at_least_float32, check_class_indices, check_same_classes
-
-Phase = Literal["student", "guide", "joint"]
-"""Who learns in a step."""
+from lightning_efficient.functional.phases import Phase
 
 
 class DiSKTerms(NamedTuple):
@@ -161,7 +159,7 @@ class DiSKLoss(nn.Module):
             ConfigurationError: student and teacher have different classes, a shape does not fit, ``target`` is soft,
                 there are fewer classes than ``top_k``, or ``phase`` is another word.
         """
-        check_choice("phase", phase, ("student", "guide", "joint"))
+        check_choice("phase", phase, get_args(Phase))
         check_same_classes(student_logits, teacher_logits)
         check_class_indices(student_logits, target)
         check_help(student_logits, guide)

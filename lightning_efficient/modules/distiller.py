@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
-from lightning_efficient._trainer import average_anew, current_phase, drop_gradients, take_part
+from lightning_efficient._trainer import average_anew, current_phase, drop_gradients, refuse_shards, take_part
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional.phases import Alternation, Phase
 from lightning_efficient.losses.guided import GuidedDistillation, GuidedTerms
@@ -166,6 +166,7 @@ class Distiller(Classifier):
         super().setup(stage)
         if stage != "fit":
             return
+        refuse_shards(self.trainer, "Distiller")
         if self._student_checkpoint is not None and self.trainer.ckpt_path is None:
             load_weights(self.student, self._student_checkpoint, option="model.student_checkpoint")
         self._student_checkpoint = None  # a second fit goes on where the first one ended
