@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name in ("harness", "disk_step"):
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
+def study(load: Callable[[str], ModuleType]) -> ModuleType:
+    module = load("disk_step")
     module.TEACHER, module.STUDENT, module.CLASSES = "cifar_resnet10_xxs", "cifar_resnet10_xxxs", 12
     module.MAP_WIDTH, module.TRAIN_SIZE = 8, 20
     return module

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> partial[ModuleType]:
-    def of(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    # studies run as scripts, so their own folder is where they find it
-    of("harness")
-    return of
-
-
-@pytest.fixture
-def landscape(load: partial[ModuleType]) -> ModuleType:
+def landscape(load: Load) -> ModuleType:
     return load("disk_landscape")
 
 
 @pytest.fixture
-def toy(load: partial[ModuleType]) -> ModuleType:
+def toy(load: Load) -> ModuleType:
     study = load("disk_toy")
     study.TEACHER_STEPS, study.WARM_STEPS, study.STEPS = 20, 10, 40
     return study

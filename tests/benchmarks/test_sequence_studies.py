@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,24 +11,10 @@ import pytest
 from lightning_efficient.callbacks import FPTT, ChunkedBackprop
 from lightning_efficient.datamodules import SequentialImages
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+Load = Callable[[str], ModuleType]
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> partial[ModuleType]:
-    def of(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    # studies run as scripts, so their own folder is where they find it
-    of("harness")
-    return of
-
-
-def test_memory_grows_with_the_length_only_where_the_whole_of_it_is_back_propagated(load: partial[ModuleType]) -> None:
+def test_memory_grows_with_the_length_only_where_the_whole_of_it_is_back_propagated(load: Load) -> None:
     study = load("fptt_memory")
     study.LENGTHS, study.PART, study.HIDDEN, study.BATCH = (50, 500), 25, 8, 4
     found = study.peaks("cpu")
@@ -39,7 +23,7 @@ def test_memory_grows_with_the_length_only_where_the_whole_of_it_is_back_propaga
         assert found[method][50] == found[method][500] < found["BPTT"][50]
 
 
-def test_times_are_those_of_the_steps(load: partial[ModuleType]) -> None:
+def test_times_are_those_of_the_steps(load: Load) -> None:
     study = load("fptt_memory")
     study.PART, study.HIDDEN = 10, 8
     timed = study.times(rounds=1, device="cpu", batch_size=2, length=20)
@@ -48,7 +32,7 @@ def test_times_are_those_of_the_steps(load: partial[ModuleType]) -> None:
 
 
 def test_a_run_on_the_adding_problem_is_followed_and_counted(
-    load: partial[ModuleType], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    load: Load, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     study = load("fptt_adding")
     found = {name: {"0": study.run(name, length=20, seed=0, most=40)} for name in study.METHODS}
@@ -61,7 +45,7 @@ def test_a_run_on_the_adding_problem_is_followed_and_counted(
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_every_network_and_method_runs_on_a_task(load: partial[ModuleType]) -> None:
+def test_every_network_and_method_runs_on_a_task(load: Load) -> None:
     study = load("fptt_tasks")
     task = study.Task(lambda: SequentialImages("Digits", steps="rows", train_samples=64), parts=2, epochs=1, hidden=4)
     for network in study.NETWORKS:

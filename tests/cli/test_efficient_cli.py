@@ -218,6 +218,25 @@ def test_a_script_may_build_without_running(tiny: Path, monkeypatch: pytest.Monk
     assert cli.trainer.max_epochs == 1
 
 
+# ---- optimisers
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ImageClassifier", "--model.backbone", "test_resnet"),
+        ("Distiller", "--model.student", "test_resnet", "--model.objective", "ce"),
+    ],
+)
+def test_another_optimiser_does_not_inherit_the_weight_decay_of_the_default(
+    parse: Parse, words: tuple[str, ...]
+) -> None:
+    config = parse("--model", *words, "--model.optimizer", "SGD", "--model.optimizer.lr", "0.1", "--data", "Digits")
+    optimizer = model(config)["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.SGD"
+    assert (optimizer["init_args"]["lr"], optimizer["init_args"]["weight_decay"]) == (0.1, 0)
+
+
 # ---- checkpoints by word
 
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -529,3 +530,11 @@ def test_a_cache_needs_a_data_module_that_gives_keys(tmp_path: Path) -> None:
 def test_a_teacher_that_is_not_finite_is_named(tmp_path: Path) -> None:
     words = r"batch 0 of epoch 0: the teacher \(Sequential\) gives NaN or infinite logits for 16 of 16"
     refused(NonFiniteLossError, words, lambda: distiller(teacher=broken(tmp_path)))
+
+
+def test_sharded_strategies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, run = distiller(), trainer()
+    module.trainer = run
+    monkeypatch.setattr(type(run), "strategy", FSDPStrategy.__new__(FSDPStrategy), raising=False)
+    with pytest.raises(ConfigurationError, match="Distiller works on one device and with DDP; FSDPStrategy shards"):
+        module.setup("fit")
