@@ -93,13 +93,18 @@ def _stored_model(ckpt_path: str) -> dict[str, Any] | None:
     try:
         stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
     except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        unsafe = "unsupported" in str(error).lower()
+        unsafe = "unsupported global" in str(error).lower()
         reason = (
             "could run code when it is loaded, so it is refused" if unsafe else "is no checkpoint, or it is damaged"
         )
         raise ConfigurationError(f"ckpt_path: {ckpt_path!r} {reason}") from error
     arguments = {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")}
     return {"class_path": stored["_class_path"], "init_args": arguments} if "_class_path" in stored else None
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise ``ConfigurationError`` for a file that is no checkpoint, is damaged, or could run code when it is loaded."""
+    _stored_model(path)
 
 
 def option_names(parser: LightningArgumentParser) -> list[str]:

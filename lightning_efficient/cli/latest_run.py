@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_efficient._lightning_compat import check_checkpoint
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.reporting import run_dir
 
@@ -29,5 +30,6 @@ def resolved(ckpt_path: str | None, trainer: Trainer) -> str | None:
             f"ckpt_path is {ckpt_path!r}, but no run in '{runs}' has checkpoints/{ckpt_path}.ckpt; train first, or "
             "give the path of a checkpoint"
         )
+    check_checkpoint(str(found))
     rank_zero_info(f"ckpt_path: {found}")
     return str(found)

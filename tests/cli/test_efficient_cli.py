@@ -241,17 +241,21 @@ def test_another_optimiser_does_not_inherit_the_weight_decay_of_the_default(
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_best_is_that_of_the_newest_run(command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_best_is_that_of_the_newest_run(command: Command, tmp_path: Path) -> None:
     short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
     for _ in range(2):
         assert command("fit", "--config", "quickstart", *short).status == 0
-    older, newer = (tmp_path / f"runs/quickstart/version_{number}/checkpoints/best.ckpt" for number in (0, 1))
-    assert older.exists()
-    os.utime(older, (1, 1))
-    with caplog.at_level("INFO"):
-        tested = command("test", "--config", "quickstart", "--ckpt_path", "best", "--trainer.limit_test_batches", "1")
-    assert tested.status == 0
-    assert f"Loaded model weights from the checkpoint at {newer.relative_to(tmp_path)}" in caplog.text
+    bests = [tmp_path / f"runs/quickstart/version_{number}/checkpoints/best.ckpt" for number in (0, 1)]
+    test = ("test", "--config", "quickstart", "--ckpt_path", "best", "--trainer.limit_test_batches", "1")
+    bests[0].write_bytes(b"not what is asked for")
+    os.utime(bests[0], (1, 1))
+    assert command(*test).status == 0
+    os.utime(bests[1], (0, 0))
+    damaged = command(*test)
+    assert damaged.status == 2
+    assert damaged.err.splitlines()[-1] == (
+        "error: ckpt_path: 'runs/quickstart/version_0/checkpoints/best.ckpt' is no checkpoint, or it is damaged"
+    )
 
 
 @pytest.mark.parametrize("word", ["best", "last"])
@@ -267,9 +271,7 @@ SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--t
 
 
 @pytest.mark.parametrize("name", ["toy", "digits"])
-def test_a_student_is_distilled_tested_and_needs_no_teacher_then(
-    command: Command, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_student_is_distilled_tested_and_needs_no_teacher_then(command: Command, name: str, tmp_path: Path) -> None:
     distil = ("fit", "--config", f"disk/{name}", *SHORT, "--trainer.check_val_every_n_epoch", "1")
     assert command(*distil, "--model.teacher_epochs", "1").status == 0
     run = tmp_path / f"runs/disk-{name}/version_0"

@@ -40,6 +40,7 @@ from lightning_efficient.callbacks import (
 from lightning_efficient.datamodules import Digits, GaussianModes
 from lightning_efficient.functional import Alternation, PrimalDual
 from lightning_efficient.modules import Distiller, SequenceClassifier
+from lightning_efficient.nn import FeaturesGuide
 
 TWO = {"devices": 2, "strategy": "ddp_fork"}
 SAMPLES = 101
@@ -107,7 +108,7 @@ def distilled(folder: Path, processes: int) -> list[dict[str, Tensor]]:
         TinyTeacher(6, 5),
         in_chans=None,
         objective_kwargs={"top_k": 3, "budget_norm": "batch"},
-        guide_kwargs={"hidden": [4], "batch_norm": False},
+        guide=FeaturesGuide(6, hidden=(4,), batch_norm=False),  # made here, before processes begin with the seed anew
         phases=Alternation(1, 1, 1, "step"),
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
     )
