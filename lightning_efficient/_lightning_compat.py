@@ -103,7 +103,7 @@ def _stored_model(ckpt_path: str) -> dict[str, Any] | None:
 
 
 def check_checkpoint(path: str) -> None:
-    """Raise ``ConfigurationError`` for a file that is no checkpoint, is damaged, or could run code when it is loaded."""
+    """Raise ``ConfigurationError`` for a file that is no checkpoint, is damaged, or could run code when loaded."""
     _stored_model(path)
 
 
