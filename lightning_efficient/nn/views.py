@@ -104,18 +104,23 @@ class ViewTap:
             ConfigurationError: the network does not return logits, or a view has an unusable shape.
         """
         was_attached = bool(self._handles)
+        if not (was_attached or self.features or self.feature_map):
+            return ModelViews(self._logits(inputs))  # without hooks, which a compiler would have to follow
         self.attach()
         try:
-            output = self.network(*inputs)
-            logits = getattr(output, "logits", output)
-            if not isinstance(logits, Tensor):
-                raise ConfigurationError(
-                    f"network: {type(self.network).__name__} returns {type(output).__name__}, not a tensor of logits"
-                )
-            return self.take(logits)
+            return self.take(self._logits(inputs))
         finally:
             if not was_attached:
                 self.detach()
+
+    def _logits(self, inputs: tuple[Any, ...]) -> Tensor:
+        output = self.network(*inputs)
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise ConfigurationError(
+                f"network: {type(self.network).__name__} returns {type(output).__name__}, not a tensor of logits"
+            )
+        return logits
 
     def attach(self) -> None:
         """Watch every forward of the network from now on, whoever runs it."""

@@ -538,3 +538,19 @@ def test_sharded_strategies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(type(run), "strategy", FSDPStrategy.__new__(FSDPStrategy), raising=False)
     with pytest.raises(ConfigurationError, match="Distiller works on one device and with DDP; FSDPStrategy shards"):
         module.setup("fit")
+
+
+def test_a_compiled_student_trains_as_it_does_without() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def compiler(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    plain, compiled = distiller(phases=by_step(1, 1)), distiller(phases=by_step(1, 1))
+    compiled.student.compile(backend=compiler)
+    for module in (plain, compiled):
+        torch.manual_seed(5)
+        trainer().fit(module, loader())
+    assert graphs
+    assert same(bits(plain), bits(compiled))
