@@ -17,6 +17,7 @@ Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/disk_images.py cifar10 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import multiprocessing
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import save, table
+from harness import RESULTS, save, table
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch import Tensor
 
@@ -84,6 +85,9 @@ METHODS: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {"objective": "disk", "objective_kwargs": {"top_k": top_k, **temperatures}}
         for top_k in (3, 10)
         for temperatures in (_ONE, {})
+    ],
+    "DiSK, no normaliser": [
+        {"objective": "disk", "objective_kwargs": {"top_k": top_k, "normalizer": False, **_ONE}} for top_k in (3, 10)
     ],
     "DiSK, constant guide": [
         {"objective": "disk", "guide": help, "objective_kwargs": {"top_k": 10, **_ONE}} for help in (0.05, 0.2)
@@ -259,9 +263,13 @@ def report(name: str, record: Mapping[str, Any]) -> None:
     table(title, ["", "mean (range)", "over KD", f"seeds above KD, of {len(runs['CE'])}"], rows)
 
 
-def study(name: str, seeds: int, device: str, jobs: int, task: Task | None = None) -> dict[str, Any]:
-    """Run a task, and save what there is after each run."""
+def study(
+    name: str, seeds: int, device: str, jobs: int, task: Task | None = None, methods: Sequence[str] = tuple(METHODS)
+) -> dict[str, Any]:
+    """Run a task, and save what there is after each run; methods that are left out stay as they were saved."""
     task = task or TASKS[name]
+    file = RESULTS / f"disk_images_{name.replace('-', '_')}.json"
+    before = json.loads(file.read_text()) if file.exists() and len(methods) < len(METHODS) else {}
     every = [*range(seeds), SELECTION_SEED]
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(jobs, mp_context=context) as pool:
@@ -279,19 +287,20 @@ def study(name: str, seeds: int, device: str, jobs: int, task: Task | None = Non
         tried = {
             method: [runs_of(options, SELECTION_SEED) for options in grid]
             for method, grid in METHODS.items()
-            if len(grid) > 1
+            if len(grid) > 1 and method in methods
         }
-        record["selection"] = {method: [run.result() for run in runs] for method, runs in tried.items()}
+        selection = {method: [run.result() for run in runs] for method, runs in tried.items()}
+        record["selection"] = before.get("selection", {}) | selection
         chosen = {
-            method: max(found, key=lambda each: each["val/accuracy"])["options"]
-            for method, found in record["selection"].items()
+            method: max(found, key=lambda each: each["val/accuracy"])["options"] for method, found in selection.items()
         }
         final = {
             (method, seed): runs_of(chosen.get(method, grid[0]), seed)
             for seed in range(seeds)
             for method, grid in METHODS.items()
+            if method in methods
         }
-        record["runs"] = {method: {} for method in METHODS}
+        record["runs"] = before.get("runs", {}) | {method: {} for method in methods}
         for (method, seed), run in final.items():
             record["runs"][method][str(seed)] = run.result()
             save(f"disk_images_{name.replace('-', '_')}", record, script="disk_images")
@@ -309,9 +318,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
     for name in arguments.tasks:
-        study(name, arguments.seeds, arguments.device, arguments.jobs)
+        study(name, arguments.seeds, arguments.device, arguments.jobs, methods=arguments.methods)
 
 
 if __name__ == "__main__":
