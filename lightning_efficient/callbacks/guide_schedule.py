@@ -254,7 +254,7 @@ class GuideSchedule(Callback):
             where, remedy = (
                 ("everywhere", "lower temperatures (1), guide_nll_scale='one', or a PrimalDual multiplier")
                 if mean > SATURATED
-                else ("nowhere", "a larger budget, a smaller multiplier, or normalizer=False")
+                else ("nowhere", "a larger budget or normalizer=False, if the student needs help at all")
             )
             rank_zero_warn(
                 f"{type(self).__name__}: the guide is saturated, its mean help is {mean:.3f}: it helps {where}; try "
