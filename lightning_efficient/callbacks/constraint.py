@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_efficient._trainer import callbacks_of
 from lightning_efficient.callbacks._step_tap import Every, StepTap, bound_of, check_options, find, holder_of, value_of
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.primal_dual import PrimalDual
 from lightning_efficient.reporting import log_scalars
 from lightning_efficient.typing import Batch
@@ -224,7 +225,7 @@ class Constraint(Callback):
             self._tap = None
 
     def _residual_of(self, value: Tensor) -> Tensor:
-        precise = value.to(torch.promote_types(value.dtype, torch.float32)).squeeze()
+        precise = at_least_float32(value).squeeze()
         return self._sign * (precise - self.bound)
 
     def _with_penalty(self, outputs: Any, logged: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional._precision import at_least_float32
 
 ScoreName: TypeAlias = Literal["msp", "margin", "entropy", "energy", "max_logit"]
 Score: TypeAlias = ScoreName | Callable[[Tensor], Tensor]
@@ -207,7 +208,7 @@ def _class_scores(values: Tensor, classes: int = 1) -> Tensor:
         wanted = f"(N, C) with C >= {classes}" if classes > 1 else "(N, C)"
         message = f"confidence needs class scores of shape {wanted}, got {tuple(values.shape)}; reshape them first."
         raise ConfigurationError(message)
-    return values if values.dtype == torch.float64 else values.float()
+    return at_least_float32(values)
 
 
 def _one_per_sample(values: Tensor, inputs: Tensor) -> Tensor:

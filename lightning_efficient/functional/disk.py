@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
-from lightning_efficient.functional.distillation import at_least_float32, check_class_indices
+from lightning_efficient.functional._precision import at_least_float32
+from lightning_efficient.functional.distillation import check_class_indices
 from lightning_efficient.functional.part_losses import log_probabilities
 
 

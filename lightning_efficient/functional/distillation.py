@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.part_losses import log_probabilities
 
 
@@ -137,11 +138,6 @@ def feature_distance(
     if kind == "cosine":
         return 1 - torch.nn.functional.cosine_similarity(student, teacher, dim=1, eps=1e-4)
     return (student - teacher).square().mean(1)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Return float16 and bfloat16 values in float32, others as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:

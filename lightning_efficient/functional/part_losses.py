@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.typing import Part
 
 
@@ -81,7 +82,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
         >>> log_probabilities(torch.zeros(1, 2, dtype=torch.bfloat16))
         tensor([[-0.6931, -0.6931]])
     """
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+    return at_least_float32(logits).log_softmax(-1)
 
 
 def divergence(log_probs: Tensor, reference: Tensor, over_classes: Literal["sum", "mean"] = "sum") -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_fraction, check_positive
+from lightning_efficient.functional._precision import at_least_float32
 
 WARM_SHARE = 0.25
 """Share of the ascent's rate at which the released warm steps descend."""
@@ -122,10 +122,11 @@ class PrimalDual:
             Same shape, in units of the loss, differentiable in ``residual``.
 
         Example:
+            >>> import torch
             >>> PrimalDual(initial=2.0, augmentation=1.0).penalty(torch.tensor([1.0, -3.0])).tolist()
             [2.5, -2.0]
         """
-        residual = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        residual = at_least_float32(residual)
         if self.augmentation == 0:
             return self.multiplier * residual
         # the same function without the difference of two squares, which loses digits where c is small

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._precision import at_least_float32
 
 
 class RiskCoveragePoints(NamedTuple):
@@ -189,12 +190,8 @@ def cast_samples(confidence: Tensor, loss: Tensor, weight: Tensor | None) -> tup
     if loss.dtype == torch.bool:
         loss = loss.view(torch.uint8)
     elif loss.dtype != torch.uint8:
-        loss = _at_least_float32(loss)
-    return _at_least_float32(confidence), loss, None if weight is None else _at_least_float32(weight)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+        loss = at_least_float32(loss)
+    return at_least_float32(confidence), loss, None if weight is None else at_least_float32(weight)
 
 
 def _descending_keys(scores: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.disk import (
     check_help,
     check_max_cost,
@@ -20,7 +21,7 @@ from lightning_efficient.functional.disk import (
     support_mask,
     teacher_mass,
 )
-from lightning_efficient.functional.distillation import at_least_float32, check_class_indices, check_same_classes
+from lightning_efficient.functional.distillation import check_class_indices, check_same_classes
 from lightning_efficient.functional.phases import Phase
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_positive
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.fptt import fptt_gradient_, fptt_restart_, fptt_update_
 
 
@@ -61,7 +62,7 @@ class FPTTRegularizer:
             raise ConfigurationError("there is no parameter that requires a gradient to regularise")
         self.names = list(tracked)
         self.params = list(tracked.values())
-        self.means = [_precise(param.detach()).clone() for param in self.params]
+        self.means = [at_least_float32(param.detach()).clone() for param in self.params]
         self.duals = [torch.zeros_like(mean) for mean in self.means]
         self.updates = 0
 
@@ -127,7 +128,3 @@ def check_fptt_options(alpha: float, beta: float, proximal_weight: float, dual_w
     for option, given in (("proximal_weight", proximal_weight), ("dual_weight", dual_weight)):
         if not 0 <= given < float("inf"):
             raise ConfigurationError(f"{option}={given!r} must be a finite number, 0 or more.")
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

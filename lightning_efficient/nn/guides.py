@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_choice, check_fraction
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.nn.views import ModelViews
 
 Pair = tuple[int, int]
@@ -49,7 +50,7 @@ class Guide(nn.Module):
     def forward(self, teacher: ModelViews, student: ModelViews | None = None) -> Tensor:
         """Return the help ``g`` in ``(0, 1)``, shape ``(N,)``, float32 or float64."""
         logit = self.logit(teacher, student)
-        return torch.sigmoid(logit.to(torch.promote_types(logit.dtype, torch.float32)))
+        return torch.sigmoid(at_least_float32(logit))
 
     def _watched(self, views: ModelViews | None, kind: str, whose: str) -> Tensor:
         value = None if views is None else getattr(views, kind)
