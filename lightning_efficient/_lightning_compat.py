@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch.utils._pytree import tree_leaves
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.nn.checkpoints import read_checkpoint
 
 _FOUND_BY_LIGHTNING = ("best", "last", "hpc", "registry")
 
@@ -90,14 +89,10 @@ def _stored_model(ckpt_path: str) -> dict[str, Any] | None:
         if path.is_dir() or "://" in ckpt_path or ckpt_path.partition(":")[0] in _FOUND_BY_LIGHTNING:
             return None
         raise ConfigurationError(f"ckpt_path: there is no checkpoint {ckpt_path!r}")
-    try:
-        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
-    except (UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        unsafe = "unsupported global" in str(error).lower()
-        reason = (
-            "could run code when it is loaded, so it is refused" if unsafe else "is no checkpoint, or it is damaged"
-        )
-        raise ConfigurationError(f"ckpt_path: {ckpt_path!r} {reason}") from error
+    checkpoint = read_checkpoint(path, "ckpt_path")
+    if not isinstance(checkpoint, dict):
+        raise ConfigurationError(f"ckpt_path: {ckpt_path!r} is no checkpoint, or it is damaged")
+    stored = checkpoint.get("hyper_parameters", {})
     arguments = {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")}
     return {"class_path": stored["_class_path"], "init_args": arguments} if "_class_path" in stored else None
 

@@ -57,6 +57,19 @@ def refuse_shards(trainer: Trainer, name: str) -> None:
         )
 
 
+def refuse_manual_optimization(module: LightningModule, name: str) -> None:
+    """Raise where a module steps its optimisers itself.
+
+    Raises:
+        ConfigurationError: it does; begins with ``name``.
+    """
+    if not module.automatic_optimization:
+        raise ConfigurationError(
+            f"{name} works in automatic optimisation, and {type(module).__name__} steps its optimisers itself; "
+            "remove automatic_optimization=False"
+        )
+
+
 def take_part(trainer: Trainer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """Let parameters that a step leaves out take part in it with gradients of zero.
 

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_efficient._trainer import refuse_shards
+from lightning_efficient._trainer import refuse_manual_optimization, refuse_shards
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -29,11 +29,7 @@ def check_can_borrow(trainer: Trainer, module: LightningModule, network: str, na
     Raises:
         ConfigurationError: manual optimisation, parameters in shards, or no such part.
     """
-    if not module.automatic_optimization:
-        raise ConfigurationError(
-            f"{name} works in automatic optimisation, and {type(module).__name__} steps its optimisers itself; "
-            "remove automatic_optimization=False"
-        )
+    refuse_manual_optimization(module, name)
     refuse_shards(trainer, name)
     parts = [part for part, _ in module.named_modules()]
     if network not in parts:

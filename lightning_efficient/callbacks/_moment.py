@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ def cause_of_bad_loss(batch: Any) -> str:
     if all_finite(inputs):
         return "the batch is finite, so try a lower learning rate or gradient clipping"
     return "the batch itself holds NaN or infinite values"
+
+
+def returned(outputs: Any) -> str:
+    """Say what a step returned, where it is not what was needed."""
+    return f"the keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else type(outputs).__name__
 
 
 def last_good_checkpoint(trainer: Trainer) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_efficient.callbacks._borrowed_step import BorrowedMethods
-from lightning_efficient.callbacks._moment import cause_of_bad_loss, last_good_checkpoint, moment
+from lightning_efficient.callbacks._moment import cause_of_bad_loss, last_good_checkpoint, moment, returned
 from lightning_efficient.errors import ConfigurationError, NonFiniteLossError
 from lightning_efficient.functional.parts import Key, SplitBatch
 from lightning_efficient.typing import Batch, Part
@@ -136,8 +136,7 @@ class PartLoop:
     def _checked(self, outputs: Any) -> Mapping[str, Any]:
         if isinstance(outputs, Mapping) and "loss" in outputs and "hiddens" in outputs:
             return outputs
-        given = f"the keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else type(outputs).__name__
-        raise ConfigurationError(f"{needs_hiddens(self.name, self.module)}; it returned {given}")
+        raise ConfigurationError(f"{needs_hiddens(self.name, self.module)}; it returned {returned(outputs)}")
 
     def _check_finite(self, loss: Tensor, part: Part, piece: Batch) -> None:
         value = float(loss.detach())

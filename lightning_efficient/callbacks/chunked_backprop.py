@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from lightning_efficient._trainer import callbacks_of, gather_objects, refuse_shards
+from lightning_efficient._trainer import callbacks_of, gather_objects, refuse_manual_optimization, refuse_shards
 from lightning_efficient.callbacks._part_loop import PartLoop, PartWeights, SplitOptions, has_scaler, needs_hiddens
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional.parts import Key, sequence_parts
@@ -200,11 +200,7 @@ class ChunkedBackprop(Callback):
 
     def _check_module(self, module: LightningModule) -> None:
         name = type(self).__name__
-        if not module.automatic_optimization:
-            raise ConfigurationError(
-                f"{name} works in automatic optimisation, and {type(module).__name__} steps its optimisers itself; "
-                "remove automatic_optimization=False"
-            )
+        refuse_manual_optimization(module, name)
         accepted = inspect.signature(module.training_step).parameters
         if "hiddens" not in accepted:
             raise ConfigurationError(needs_hiddens(name, module))

@@ -19,6 +19,7 @@ from lightning_efficient.callbacks._borrowed_step import (
     keep_out_of_state,
 )
 from lightning_efficient.callbacks._guide_optimizer import with_guide_group
+from lightning_efficient.callbacks._moment import returned
 from lightning_efficient.callbacks.chunked_backprop import ChunkedBackprop
 from lightning_efficient.callbacks.guide_schedule import GuideSchedule, Interval
 from lightning_efficient.errors import ConfigurationError
@@ -27,7 +28,7 @@ from lightning_efficient.functional.primal_dual import PrimalDual
 from lightning_efficient.functional.schedules import Schedule
 from lightning_efficient.losses.guided import GuidedDistillation
 from lightning_efficient.losses.objectives import build_objective, check_options, views_needed
-from lightning_efficient.nn.guides import Guide
+from lightning_efficient.nn.guides import Guide, MapChoice
 from lightning_efficient.nn.networks import as_network
 from lightning_efficient.nn.teacher import Teacher
 from lightning_efficient.nn.views import ModelViews, ViewTap
@@ -193,14 +194,12 @@ class DiSK(GuideSchedule):
 
     def _build(self, module: LightningModule) -> None:
         options = self.options
-        guide_options = dict(options["guide_kwargs"])
-        map_index = guide_options.pop("map_index", -1)
-        modules = {owner: guide_options.pop(f"{owner}_map_module", None) for owner in ("teacher", "student")}
+        maps = MapChoice.of(options["guide_kwargs"])
         student = ViewTap(
             module.get_submodule(self.network),
             feature_map="student_map" in self.needs,
-            map_index=map_index,
-            map_module=modules["student"],
+            map_index=maps.map_index,
+            map_module=maps.student_map_module,
         )
         teacher_options = dict(options["teacher_kwargs"])
         classes = teacher_options.pop("num_classes", getattr(module, "num_classes", student.num_classes))
@@ -217,8 +216,8 @@ class DiSK(GuideSchedule):
             network,
             features="teacher_features" in self.needs,
             feature_map="teacher_map" in self.needs,
-            map_index=map_index,
-            map_module=modules["teacher"],
+            map_index=maps.map_index,
+            map_module=maps.teacher_map_module,
         )
         guided = build_objective(
             "disk",
@@ -227,7 +226,7 @@ class DiSK(GuideSchedule):
             self._teacher.tap,
             num_classes=self._teacher.num_classes or classes,
             guide=options["guide"],
-            guide_options=guide_options,
+            guide_options=maps.rest,
         )
         assert isinstance(guided, GuidedDistillation)
         self._guided = guided
@@ -267,11 +266,10 @@ class DiSK(GuideSchedule):
         elif isinstance(outputs, Mapping) and {"loss", "logits", "target"} <= outputs.keys():
             logits, target = outputs["logits"], outputs["target"]
         else:
-            given = f"the keys {sorted(outputs)}" if isinstance(outputs, Mapping) else type(outputs).__name__
             raise ConfigurationError(
-                f"DiSK: training_step of {type(module).__name__} returns {given}; return {{'loss', 'logits', "
-                "'target'}, or pass predictions=(a function of module, batch and step output that returns logits and "
-                "target)"
+                f"DiSK: training_step of {type(module).__name__} returns {returned(outputs)}; return {{'loss', "
+                "'logits', 'target'}, or pass predictions=(a function of module, batch and step output that returns "
+                "logits and target)"
             )
         if torch.is_grad_enabled() and self.guided(module).phase != "guide" and not logits.requires_grad:
             raise ConfigurationError(

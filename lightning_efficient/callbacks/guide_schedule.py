@@ -75,8 +75,8 @@ class GuideSchedule(Callback):
             for key, value in given.items()
             if value is not None
         }
-        for key, least, allowed in (("multiplier", 0, "0 or more"), ("budget", 0, "0 or more")):
-            self._check_ends(key, lambda value, least=least: value >= least, allowed)
+        for key in ("multiplier", "budget"):
+            self._check_ends(key, lambda value: value >= 0, "0 or more")
         self._check_ends("temperature", lambda value: value > 0, "above 0")
         self.phases = phases
         self.interval = interval
@@ -262,7 +262,7 @@ class GuideSchedule(Callback):
             )
         last = self._history[-PATIENCE:]
         over = len(last) == PATIENCE and all(each["help_cost"] > 1.1 * each["budget"] for each in last)
-        at_most = self.dual is None or self.dual.multiplier >= self.dual.maximum
+        at_most = self.dual is None or self.dual.at_maximum
         if over and at_most and "budget" not in self._warned:
             self._warned.append("budget")
             rank_zero_warn(

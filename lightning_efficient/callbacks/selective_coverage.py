@@ -16,6 +16,7 @@ from torch.utils.data import DistributedSampler
 
 from lightning_efficient import functional as LF
 from lightning_efficient._trainer import callbacks_of
+from lightning_efficient.callbacks._moment import returned
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional import RiskCoverage, RiskKind, Score
 from lightning_efficient.metrics import RiskCoverageCurve
@@ -201,10 +202,9 @@ def from_forward(module: LightningModule, batch: Batch, outputs: Any) -> tuple[T
 def _from_outputs(module: LightningModule, batch: Batch, outputs: Any) -> tuple[Tensor, Tensor]:
     if isinstance(outputs, Mapping) and "logits" in outputs and "target" in outputs:
         return outputs["logits"], outputs["target"]
-    given = f"the keys {sorted(outputs)}" if isinstance(outputs, Mapping) else type(outputs).__name__
     raise ConfigurationError(
-        f"SelectiveCoverage: the step of {type(module).__name__} returns {given}; return {{'logits', 'target'}}, or "
-        "pass predictions=(a function of module, batch and step output that returns logits and target)"
+        f"SelectiveCoverage: the step of {type(module).__name__} returns {returned(outputs)}; return {{'logits', "
+        "'target'}, or pass predictions=(a function of module, batch and step output that returns logits and target)"
     )
 
 

@@ -22,9 +22,10 @@ def resolved(ckpt_path: str | None, trainer: Trainer) -> str | None:
     if ckpt_path not in WORDS:
         return ckpt_path
     own = run_dir(trainer)
-    runs = own.parent if trainer.loggers else own
-    pattern = f"*/checkpoints/{ckpt_path}.ckpt" if trainer.loggers else f"checkpoints/{ckpt_path}.ckpt"
-    found = max(runs.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+    runs, folders = (own.parent, "*/") if trainer.loggers else (own, "")
+    found = max(
+        runs.glob(f"{folders}checkpoints/{ckpt_path}.ckpt"), key=lambda path: path.stat().st_mtime, default=None
+    )
     if found is None:
         raise ConfigurationError(
             f"ckpt_path is {ckpt_path!r}, but no run in '{runs}' has checkpoints/{ckpt_path}.ckpt; train first, or "

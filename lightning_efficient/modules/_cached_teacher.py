@@ -53,14 +53,18 @@ class CachedTeacher:
 
     def __call__(self, inputs: Tensor, keys: Tensor) -> ModelViews:
         """Return what the teacher shows, on the device of ``inputs``."""
-        if self.store is not None and (found := self.store.get(keys)) is not None:
-            return ModelViews(**{name: value.to(inputs.device) for name, value in found.items()})
+        if (stored := self._stored(keys, inputs.device)) is not None:
+            return stored
         views = self.teacher(inputs)
         outputs = {name: value for name, value in views._asdict().items() if value is not None}
         if self.store is None:
             columns = {name: tuple(value.shape[1:]) for name, value in outputs.items()}
             self.store = OutputStore(self.folder, columns, self.size)
-            if (found := self.store.get(keys)) is not None:
-                return ModelViews(**{name: value.to(inputs.device) for name, value in found.items()})
-        self.store.put(keys, {name: value.detach().to("cpu", torch.float32) for name, value in outputs.items()})
+            if (stored := self._stored(keys, inputs.device)) is not None:
+                return stored
+        self.store.put(keys, outputs)
         return views
+
+    def _stored(self, keys: Tensor, device: torch.device) -> ModelViews | None:
+        found = None if self.store is None else self.store.get(keys)
+        return None if found is None else ModelViews(**{name: value.to(device) for name, value in found.items()})

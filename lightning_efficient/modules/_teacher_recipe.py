@@ -12,27 +12,11 @@ from torch import nn
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.modules._teacher_training import trained_teacher
 from lightning_efficient.nn.backbones import data_config
+from lightning_efficient.nn.guides import MapChoice
 from lightning_efficient.nn.networks import as_network
 from lightning_efficient.nn.teacher import Teacher
 
 Renormalize = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class MapChoice:
-    """Which feature maps a guide sees, and the options that are the guide's own."""
-
-    map_index: int
-    teacher_map_module: str | None
-    student_map_module: str | None
-    rest: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, guide_kwargs: Mapping[str, Any] | None) -> MapChoice:
-        """Take the choice out of the options of a guide."""
-        rest = dict(guide_kwargs or {})
-        teacher, student = (rest.pop(f"{owner}_map_module", None) for owner in ("teacher", "student"))
-        return cls(rest.pop("map_index", -1), teacher, student, rest)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.nn.checkpoints import load_weights
+from lightning_efficient.nn.checkpoints import hash_weights, load_weights
 from lightning_efficient.rng import rng_untouched
 
 LEARNING_RATE = 3e-3
@@ -94,9 +94,7 @@ def _name(network: nn.Module, data: pl.LightningDataModule, epochs: int) -> str:
     fingerprint = getattr(data, "train_fingerprint", None)
     if fingerprint is not None:
         digest.update(fingerprint().encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    hash_weights(digest, network)
     return f"{type(network).__name__.lower()}-{digest.hexdigest()[:16]}"
 
 

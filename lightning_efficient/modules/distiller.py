@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -18,10 +19,10 @@ from lightning_efficient.losses.guided import GuidedDistillation, GuidedTerms
 from lightning_efficient.losses.objectives import Objective, build_objective, check_options, views_needed
 from lightning_efficient.modules._cached_teacher import CachedTeacher
 from lightning_efficient.modules._classifier import Classifier
-from lightning_efficient.modules._teacher_recipe import MapChoice, TeacherRecipe
+from lightning_efficient.modules._teacher_recipe import TeacherRecipe
 from lightning_efficient.nn.backbones import data_config
 from lightning_efficient.nn.checkpoints import load_weights
-from lightning_efficient.nn.guides import Guide
+from lightning_efficient.nn.guides import Guide, MapChoice
 from lightning_efficient.nn.networks import as_network
 from lightning_efficient.nn.teacher import Teacher
 from lightning_efficient.nn.views import ModelViews, ViewTap
@@ -189,7 +190,7 @@ class Distiller(Classifier):
     def configure_optimizers(self) -> Any:
         """Build one optimiser with a group for the student, and one for what learns beside it."""
         groups: list[dict[str, Any]] = [{"params": list(self.student.parameters()), "name": "student"}]
-        if beside := self._beside():
+        if self.objective is not None and (beside := list(self.objective.parameters())):
             groups.append({"params": beside, "name": "beside", **self._guide_optimizer})
         optimizer = self.optimizer(groups)
         for option in self._guide_optimizer:
@@ -264,13 +265,10 @@ class Distiller(Classifier):
         if phase != "guide":
             self.log_dict({"train/supervised": terms.supervised, "train/distilled": terms.distilled}, batch_size=size)
 
-    def _resting(self, phase: Phase) -> list[nn.Parameter]:
-        if phase == "joint":
-            return []
-        return list(self.student.parameters()) if phase == "guide" else self._beside()
-
-    def _beside(self) -> list[nn.Parameter]:
-        return [] if self.objective is None else list(self.objective.parameters())
+    def _resting(self, phase: Phase) -> Iterable[nn.Parameter]:
+        if phase == "joint" or self.objective is None:
+            return ()
+        return self.student.parameters() if phase == "guide" else self.objective.parameters()
 
 
 def _number_of_classes(given: int | None, tap: ViewTap) -> int:

@@ -35,7 +35,7 @@ def load_weights(network: nn.Module, path: str | Path, *, option: str) -> None:
     """
     network = uncompiled(network)
     path = Path(path).expanduser()
-    stored = _unpacked(_read(path, option))
+    stored = _unpacked(read_checkpoint(path, option))
     own = network.state_dict()
     prefix = _prefix(stored, own, path, option)
     found = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
@@ -43,7 +43,22 @@ def load_weights(network: nn.Module, path: str | Path, *, option: str) -> None:
     network.load_state_dict(found)
 
 
-def _read(path: Path, option: str) -> Any:
+def hash_weights(digest: Any, network: nn.Module) -> None:
+    """Feed a ``hashlib`` digest with all weights of a network: names, shapes, dtypes and bytes; alike on any device."""
+    for name, value in network.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr((name, value)).encode())
+
+
+def read_checkpoint(path: Path, option: str) -> Any:
+    """Return what a file holds, on the CPU and mapped where it can be, without running code of it.
+
+    Raises:
+        ConfigurationError: no such file, a damaged one, or one that could run code; begins with ``option``.
+    """
     if not path.is_file():
         raise ConfigurationError(f"{option}: there is no checkpoint {str(path)!r}")
     damaged = "is no checkpoint, or it is damaged"

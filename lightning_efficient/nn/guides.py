@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -214,6 +215,23 @@ GUIDES: dict[str, type[Guide]] = {
     "constant": ConstantGuide,
 }
 """Guides by what they look at."""
+
+
+@dataclass(frozen=True)
+class MapChoice:
+    """Which feature maps a guide sees, and the options that are the guide's own."""
+
+    map_index: int
+    teacher_map_module: str | None
+    student_map_module: str | None
+    rest: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, guide_kwargs: Mapping[str, Any] | None) -> MapChoice:
+        """Take the choice out of the options of a guide."""
+        rest = dict(guide_kwargs or {})
+        teacher, student = (rest.pop(f"{owner}_map_module", None) for owner in ("teacher", "student"))
+        return cls(rest.pop("map_index", -1), teacher, student, rest)
 
 
 def guide_needs(source: str) -> frozenset[str]:

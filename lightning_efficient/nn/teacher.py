@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_efficient.errors import ConfigurationError, NonFiniteLossError
+from lightning_efficient.nn.checkpoints import hash_weights
 from lightning_efficient.nn.views import ModelViews, ViewTap
 
 
@@ -117,12 +118,7 @@ class Teacher:
         """
         kind = type(self.network)
         digest = hashlib.sha256(repr((kind.__module__, kind.__qualname__, self._options)).encode())
-        for name, value in self.network.state_dict().items():
-            if isinstance(value, Tensor):
-                digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            else:
-                digest.update(repr((name, value)).encode())
+        hash_weights(digest, self.network)
         return digest.hexdigest()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:

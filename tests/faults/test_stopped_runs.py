@@ -51,17 +51,23 @@ def test_a_killed_run_resumes_to_the_weights_of_the_uninterrupted_one(fit: Fit) 
     assert same_weights(checkpoint(0), checkpoint(4))
 
 
-@pytest.mark.slow
-def test_a_run_trained_forward_through_time_resumes_in_mid_epoch_after_a_kill(fit: Fit) -> None:
-    in_parts = ("--config", str(Path(__file__).with_name("tiny_in_parts.yaml")))
-    whole = fit(*in_parts)
+def whole_and_killed(fit: Fit, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a config whole, then kill it in mid-epoch and resume it: the last checkpoint of each, of equal weights."""
+    tiny = ("--config", str(Path(__file__).with_name(config)))
+    whole = fit(*tiny)
     assert whole.status == 0, whole.stderr
-    assert fit(*in_parts, *stop_at(8, "SIGKILL")).status == -9
-    resumed = fit(*in_parts, "--ckpt_path", "steps/step=8-v1.ckpt")
+    assert fit(*tiny, *stop_at(8, "SIGKILL")).status == -9
+    resumed = fit(*tiny, "--ckpt_path", "steps/step=8-v1.ckpt")
     assert resumed.status == 0, resumed.stderr
     ends = Path("ends/step=15.ckpt"), Path("ends/step=15-v1.ckpt")
     assert same_weights(*ends)
-    one, other = (load(end)["callbacks"]["FPTT[fptt]"] for end in ends)
+    one, other = map(load, ends)
+    return one, other
+
+
+@pytest.mark.slow
+def test_a_run_trained_forward_through_time_resumes_in_mid_epoch_after_a_kill(fit: Fit) -> None:
+    one, other = (end["callbacks"]["FPTT[fptt]"] for end in whole_and_killed(fit, "tiny_in_parts.yaml"))
     assert one["updates"] == other["updates"] == 2 * STEPS
     assert all(torch.equal(one["duals"][name], other["duals"][name]) for name in one["duals"])
     assert any(bool(dual.any()) for dual in one["duals"].values())
@@ -69,17 +75,10 @@ def test_a_run_trained_forward_through_time_resumes_in_mid_epoch_after_a_kill(fi
 
 @pytest.mark.slow
 def test_a_distilled_student_resumes_in_mid_epoch_after_a_kill(fit: Fit) -> None:
-    distilled = ("--config", str(Path(__file__).with_name("tiny_distilled.yaml")))
-    whole = fit(*distilled)
-    assert whole.status == 0, whole.stderr
-    assert fit(*distilled, *stop_at(8, "SIGKILL")).status == -9
-    resumed = fit(*distilled, "--ckpt_path", "steps/step=8-v1.ckpt")
-    assert resumed.status == 0, resumed.stderr
-    ends = Path("ends/step=15.ckpt"), Path("ends/step=15-v1.ckpt")
-    assert same_weights(*ends)
-    assert any(name.startswith("objective.guide") for name in load(ends[0])["state_dict"])
+    ends = whole_and_killed(fit, "tiny_distilled.yaml")
+    assert any(name.startswith("objective.guide") for name in ends[0]["state_dict"])
     for key in ("GuideSchedule[guide]", "Constraint[constraint/train/loss]"):
-        one, other = (load(end)["callbacks"][key] for end in ends)
+        one, other = (end["callbacks"][key] for end in ends)
         one, other = (state.get("dual", state) for state in (one, other))
         assert one == other
         assert one["multiplier"] > 0
