@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, save, table
+from harness import RESULTS, command_line, save, table
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch import Tensor
 
@@ -301,6 +301,7 @@ def study(
             if method in methods
         }
         record["runs"] = before.get("runs", {}) | {method: {} for method in methods}
+        record["commands"] = before.get("commands", {}) | dict.fromkeys(methods, command_line("disk_images"))
         for (method, seed), run in final.items():
             record["runs"][method][str(seed)] = run.result()
             save(f"disk_images_{name.replace('-', '_')}", record, script="disk_images")

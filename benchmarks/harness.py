@@ -133,6 +133,11 @@ def threads() -> int | str | None:
     return torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS")
 
 
+def command_line(script: str) -> str:
+    """Return what was typed to run a script of this folder, with its arguments."""
+    return shlex.join(["python", f"benchmarks/{script}.py", *sys.argv[1:]])
+
+
 def save(name: str, record: Mapping[str, Any], script: str | None = None) -> Path:
     """Write ``results/<name>.json``: the command line, the environment, then the record.
 
@@ -146,8 +151,7 @@ def save(name: str, record: Mapping[str, Any], script: str | None = None) -> Pat
     """
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", f"benchmarks/{script or name}.py", *sys.argv[1:]])
-    content = {"command": command, "environment": environment(), **record}
+    content = {"command": command_line(script or name), "environment": environment(), **record}
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
 
