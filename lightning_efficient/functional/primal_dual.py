@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
@@ -152,3 +154,62 @@ class PrimalDual:
             self.multiplier = min(max(target, self.minimum), self.maximum)
             self.updates += 1
         return self.multiplier
+
+
+def project_(values: Tensor, minimum: float = 0.0, maximum: float = math.inf) -> Tensor:
+    """Clip multipliers or allowances to their bounds in place, as :class:`PrimalDual` does with its multiplier.
+
+    For tensors that an optimiser moves: call it after each of its steps. No gradient is recorded.
+
+    Args:
+        values: Any shape and float dtype, changed in place; a parameter may be given.
+        minimum: Least value.
+        maximum: Largest value, at least ``minimum``; infinity for none.
+
+    Returns:
+        ``values``. A NaN stays one.
+
+    Raises:
+        ConfigurationError: ``maximum`` below ``minimum``.
+
+    Example:
+        >>> project_(torch.tensor([-0.5, 0.5, 3.0]), maximum=2.0)
+        tensor([0.0000, 0.5000, 2.0000])
+    """
+    if not minimum <= maximum:
+        raise ConfigurationError(f"maximum={maximum!r} must be at least minimum={minimum!r}.")
+    with torch.no_grad():
+        return values.clamp_(minimum, maximum)
+
+
+def dual_group(parameters: Iterable[Tensor], *, ascend: bool, **options: Any) -> dict[str, Any]:
+    """Make a parameter group for variables of a saddle point, which one optimiser then moves beside the network.
+
+    Such variables get no weight decay, which would pull them from the saddle. Those that the objective is maximised
+    over have ``maximize=True``. Most optimisers of torch know that key; one that does not ignores it without a word,
+    so check its signature before.
+
+    Args:
+        parameters: Multipliers (``ascend=True``) or allowances (``ascend=False``).
+        ascend: Whether to climb the gradient.
+        **options: Further keys of the group, such as ``lr``; not ``weight_decay`` or ``maximize``.
+
+    Returns:
+        A group for ``torch.optim.Optimizer``.
+
+    Raises:
+        ConfigurationError: an option that the group fixes.
+
+    Example:
+        >>> multiplier = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = torch.optim.SGD([dual_group([multiplier], ascend=True, lr=0.5)], lr=0.1)
+        >>> (3 * multiplier).backward()
+        >>> optimizer.step()
+        >>> multiplier.item()
+        1.5
+    """
+    for name in ("weight_decay", "maximize"):
+        if name in options:
+            raise ConfigurationError(f"{name}={options[name]!r} cannot be set here; the group of a dual fixes it.")
+    group: dict[str, Any] = {"params": list(parameters), "weight_decay": 0.0, **options}
+    return {**group, "maximize": True} if ascend else group

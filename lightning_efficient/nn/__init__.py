@@ -14,6 +14,7 @@ from lightning_efficient.nn.guides import (
     build_guide,
 )
 from lightning_efficient.nn.incremental_rnn import IncrementalRNN
+from lightning_efficient.nn.selective_heads import SelectiveHeads, SelectiveOutputs
 from lightning_efficient.nn.teacher import Teacher
 from lightning_efficient.nn.time_adaptive_rnn import TimeAdaptiveRNN
 from lightning_efficient.nn.views import ModelViews, ViewTap
@@ -28,6 +29,8 @@ __all__ = [
     "LogitsGuide",
     "MapGuide",
     "ModelViews",
+    "SelectiveHeads",
+    "SelectiveOutputs",
     "StudentMapGuide",
     "Teacher",
     "TimeAdaptiveRNN",

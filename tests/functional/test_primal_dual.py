@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional.primal_dual import PrimalDual
+from lightning_efficient.functional.primal_dual import PrimalDual, dual_group, project_
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "disk.npz")
 BATCHES = (slice(0, 4), slice(4, 8))
@@ -182,3 +182,54 @@ def test_it_tells_when_it_can_rise_no_further() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         PrimalDual(**options)
+
+
+@given(values=st.lists(residuals, min_size=1, max_size=8), least=st.floats(-2, 0), span=st.floats(0, 3))
+def test_a_projection_of_tensors_is_that_of_the_multiplier(values: list[float], least: float, span: float) -> None:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    assert project_(tensor, least, least + span) is tensor
+    assert tensor.tolist() == [min(max(value, least), least + span) for value in values]
+
+
+def test_a_projection_changes_a_parameter_in_place_and_records_no_gradient() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([-1.0, 2.0]))
+    project_(parameter)
+    assert parameter.tolist() == [0, 2]
+    assert parameter.is_leaf
+
+
+def test_bounds_of_a_projection_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="maximum=-1 must be at least minimum=0"):
+        project_(torch.zeros(1), maximum=-1)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_one_optimiser_descends_on_the_network_and_ascends_on_the_duals(optimizer: type[torch.optim.Optimizer]) -> None:
+    weight, dual, allowance = (torch.nn.Parameter(torch.ones(1)) for _ in range(3))
+    groups = [
+        {"params": [weight]},
+        dual_group([dual], ascend=True, lr=0.02),
+        dual_group([allowance], ascend=False, lr=0.02),
+    ]
+    stepper = optimizer(groups, lr=0.01, weight_decay=0.1)
+    (weight + dual + allowance).sum().backward()
+    stepper.step()
+    assert weight < 1
+    assert dual > 1
+    assert allowance < 1
+
+
+def test_duals_do_not_decay() -> None:
+    duals = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [dual_group(iter([one]), ascend=ascend) for one, ascend in zip(duals, (True, False), strict=True)]
+    stepper = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
+    for dual in duals:
+        dual.grad = torch.zeros(2)
+    stepper.step()
+    assert all(torch.equal(dual, torch.ones(2)) for dual in duals)
+
+
+@pytest.mark.parametrize("option", ["weight_decay", "maximize"])
+def test_what_makes_a_group_of_duals_cannot_be_set(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{option}=1 cannot be set here"):
+        dual_group([], ascend=True, **{option: 1})
