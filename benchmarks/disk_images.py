@@ -21,30 +21,25 @@ import json
 import logging
 import math
 import multiprocessing
-import os
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import RESULTS, command_line, save, table
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from torch import Tensor
+from images import OnDevice
+from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_efficient.callbacks.guide_schedule import GuideSchedule
-from lightning_efficient.datamodules import TorchvisionImages
-from lightning_efficient.datamodules._image_arrays import read_digits, read_torchvision
-from lightning_efficient.datamodules._splits import stratified_split
 from lightning_efficient.functional.schedules import CosineSchedule
 from lightning_efficient.modules.distiller import Distiller
 
-DATA_VARIABLE = "LIGHTNING_EFFICIENT_DATA"
 SELECTION_SEED = 100
 
 
@@ -94,100 +89,6 @@ METHODS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ],
 }
 """Each method with the options that are tried for it."""
-
-
-class OnDevice(LightningDataModule):
-    """Images that stay on the device; the order and the shifts of an epoch follow from ``(seed, epoch)``."""
-
-    def __init__(self, task: Task, seed: int, device: str) -> None:
-        super().__init__()
-        self.task, self.seed, self.device = task, seed, device
-        self.num_classes, self.in_chans = 10, task.channels
-        self.parts = loaded(task, device)
-
-    def train_dataloader(self) -> Batches:
-        return Batches(*self.parts["train"], self.task, self.seed)
-
-    def val_dataloader(self) -> InOrder:
-        return InOrder(*self.parts["val"])
-
-    def test_dataloader(self) -> InOrder:
-        return InOrder(*self.parts["test"])
-
-
-class InOrder:
-    """Batches of 1,000 images as they come; a list would be taken for several loaders."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.batches = list(zip(images.split(1000), labels.split(1000), strict=True))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self.batches)
-
-
-class Batches:
-    """Shuffled batches of shifted and flipped images, the last incomplete one left out."""
-
-    def __init__(self, images: Tensor, labels: Tensor, task: Task, seed: int) -> None:
-        self.images, self.labels, self.task, self.seed, self.epoch = images, labels, task, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.labels) // self.task.batch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        draw = torch.Generator(self.images.device).manual_seed(1000 * self.seed + self.epoch)
-        self.epoch += 1
-        order = torch.randperm(len(self.labels), generator=draw, device=self.images.device)
-        for chosen in order.split(self.task.batch)[: len(self)]:
-            yield augmented(self.images[chosen], self.task.shift, self.task.flips, draw), self.labels[chosen]
-
-
-def augmented(images: Tensor, shift: int, flips: bool, draw: torch.Generator) -> Tensor:
-    """Move each image by up to ``shift`` pixels each way, and mirror half of them."""
-    count, _, height, width = images.shape
-    device = images.device
-    padded = torch.nn.functional.pad(images, (shift, shift, shift, shift))
-    down, right = torch.randint(2 * shift + 1, (2, count, 1), generator=draw, device=device)
-    rows, columns = torch.arange(height, device=device) + down, torch.arange(width, device=device) + right
-    if flips:
-        mirrored = torch.rand(count, 1, generator=draw, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    every = torch.arange(count, device=device)[:, None, None]
-    # the channels come last where the indices around them are not adjacent
-    return padded[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
-@cache
-def loaded(task: Task, device: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read a task's images, normalise them by the training part, and put them on the device."""
-    if task.data == "Digits":
-        arrays = read_digits()
-    else:
-        source = TorchvisionImages(task.data, root=root_of(task.data))
-        source.prepare_data()
-        arrays = read_torchvision(source)
-        if task.samples is not None:
-            chosen = stratified_split(arrays["train"].labels, task.samples, 0)[1]
-            arrays["train"] = arrays["train"].subset(chosen)
-    pixels = {part: torch.from_numpy(each.pixels).permute(0, 3, 1, 2).float() for part, each in arrays.items()}
-    mean = pixels["train"].mean((0, 2, 3), keepdim=True)
-    std = pixels["train"].std((0, 2, 3), keepdim=True)
-    edge = 2 if pixels["train"].shape[-1] == 28 else 0
-    return {
-        part: (
-            torch.nn.functional.pad((images - mean) / std, (edge,) * 4).to(device),
-            torch.from_numpy(arrays[part].labels).to(device),
-        )
-        for part, images in pixels.items()
-    }
-
-
-def root_of(name: str) -> str:
-    folder = Path(os.environ.get(DATA_VARIABLE, "data"))
-    return str(folder / name if (folder / name / "cifar-10-batches-py").exists() else folder)
 
 
 def train(

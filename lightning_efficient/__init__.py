@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Distiller,
         ImageClassifier,
         LanguageModel,
+        SelectiveClassifier,
         SequenceClassifier,
         SequenceRegressor,
     )
@@ -68,6 +69,7 @@ _HOMES = {
     "Distiller": "modules",
     "ImageClassifier": "modules",
     "LanguageModel": "modules",
+    "SelectiveClassifier": "modules",
     "SequenceClassifier": "modules",
     "SequenceRegressor": "modules",
     "IncrementalRNN": "nn",
@@ -94,6 +96,7 @@ __all__ = [
     "LanguageModel",
     "LatencyProfiler",
     "PennTreebank",
+    "SelectiveClassifier",
     "SelectiveCoverage",
     "SequenceClassifier",
     "SequenceRegressor",

@@ -41,11 +41,13 @@ class SelectiveCoverage(Callback):
     Args:
         risks: Risks for which to log the coverage and the threshold, each in ``[0, 1]``.
         coverages: Coverages for which to log the risk, each in ``(0, 1]``.
-        score: Confidence: ``msp``, ``margin``, ``entropy``, ``energy``, ``max_logit``, or a function of the logits.
+        score: Confidence: ``msp``, ``margin``, ``entropy``, ``energy``, ``max_logit``, or a function of the logits. By
+            default the ``confidence`` that a step returns beside its logits, or else ``msp``.
         kind: ``selective`` risk (share of errors among the answered), or ``generalized`` (errors among all samples).
         predictions: ``(module, batch, step_output) -> (logits, target)``, for modules whose steps do not return
             ``{"logits", "target"}``; ``lightning_efficient.callbacks.from_forward`` runs the module once more.
         bins: Number of bins of the confidence, for a state of constant size; default: every sample, exact.
+        bin_range: Lowest and highest confidence of the bins; by default 0 and 1.
         name: First part of the logged names; give each its own to use several of these callbacks together.
 
     Raises:
@@ -56,10 +58,11 @@ class SelectiveCoverage(Callback):
         self,
         risks: Sequence[float] = (0.01,),
         coverages: Sequence[float] = (0.9,),
-        score: Score = "msp",
+        score: Score | None = None,
         kind: RiskKind = "selective",
         predictions: Predictions | None = None,
         bins: int | None = None,
+        bin_range: tuple[float, float] | None = None,
         name: str = DEFAULT_NAME,
     ) -> None:
         _check_values("risks", risks, lambda value: 0 <= value <= 1, "[0, 1]")
@@ -72,7 +75,8 @@ class SelectiveCoverage(Callback):
         self.predictions = predictions
         self.name = name
         # one metric per loader; an impossible score or number of bins is told here, not after an epoch
-        self._empty = RiskCoverageCurve(score=score, bins=bins)
+        self._empty = RiskCoverageCurve(score=score or "msp", bins=bins, bin_range=bin_range)
+        self._ask_step = score is None and predictions is None
         self._metrics: list[RiskCoverageCurve] = []
         self._samples: list[int] = []
         self._last: tuple[str, RiskCoverage] | None = None
@@ -138,6 +142,17 @@ class SelectiveCoverage(Callback):
         """Draw the last curve of a run that was stopped."""
         self._draw(trainer)
 
+    def confidence_and_loss(self, index: int = 0) -> tuple[Tensor, Tensor]:
+        """Return what the last epoch gathered, of all processes: confidence and error, each of shape ``(N,)``.
+
+        Args:
+            index: Which data loader.
+
+        Raises:
+            ConfigurationError: with ``bins`` no samples are kept.
+        """
+        return self._metrics[index].samples()
+
     def _reset(self, module: LightningModule, loaders: Any) -> None:
         self._samples = [0 for _ in tree_leaves(loaders)]
         self._metrics = [deepcopy(self._empty).to(module.device) for _ in self._samples]
@@ -145,7 +160,20 @@ class SelectiveCoverage(Callback):
     def _update(self, module: LightningModule, loaders: Any, outputs: Any, batch: Batch, index: int) -> None:
         logits, target = (self.predictions or _from_outputs)(module, batch, outputs)
         keep = self._first_time_seen(tree_leaves(loaders)[index], index, len(target))
-        self._metrics[index].update(logits[keep], target[keep])
+        confidence = outputs.get("confidence") if self._ask_step else None
+        if confidence is not None:
+            confidence = confidence[keep]
+            self._check_range(module, confidence)
+        self._metrics[index].update(logits[keep], target[keep], confidence=confidence)
+
+    def _check_range(self, module: LightningModule, confidence: Tensor) -> None:
+        """Raise where bins cannot tell the confidences of a module apart; those of ``msp`` always fit."""
+        low, high = self._empty.bin_range
+        if self._empty.bins is not None and len(confidence) and not low <= confidence.min() <= confidence.max() <= high:
+            raise ConfigurationError(
+                f"SelectiveCoverage: the confidence of {type(module).__name__} goes from {confidence.min():.4g} to "
+                f"{confidence.max():.4g}, and bins from {low:g} to {high:g}; give bin_range, or leave bins out"
+            )
 
     def _first_time_seen(self, loader: Any, index: int, count: int) -> slice:
         """Return the samples of a batch that are no repetition; repetitions are the last ones of a rank."""

@@ -68,29 +68,52 @@ class Classifier(pl.LightningModule):
             )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return ``{"loss", "logits", "target"}`` and log the metrics under ``val/``."""
+        """Return ``{"loss", "logits", "target"}`` and the module's own ``confidence``, if any; log under ``val/``."""
         return self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return ``{"loss", "logits", "target"}`` and log the metrics under ``test/``."""
+        """Return ``{"loss", "logits", "target"}`` and the module's own ``confidence``, if any; log under ``test/``."""
         return self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> dict[str, Tensor]:
-        self.check(*batch)
-        inputs, target = batch
-        logits = self(inputs)
+        inputs, target, *_ = batch
+        self.check(inputs, target)
+        logits, own = self.scored(inputs)
         losses = self.eval_loss(logits.float(), target)
         mean = self.val_loss if stage == "val" else self.test_loss
         mean.update(losses)
-        metrics.update(logits.float(), target)
+        outputs = {"logits": logits, "target": target} | ({} if own is None else {"confidence": own})
+        metrics.update(logits.float(), target, confidence=own)
         self.log(f"{stage}/loss", mean)
         self.log_dict(metrics, batch_size=len(inputs))
-        return {"loss": losses.mean(), "logits": logits, "target": target}
+        return {"loss": losses.mean(), **outputs}
+
+    def scored(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return class scores, and the module's own confidence, higher for surer, where it has one beside ``msp``."""
+        return self(inputs), None
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return ``{"logits", "prediction", "confidence"}`` of a batch of inputs, with or without labels."""
-        logits = self(batch[0] if isinstance(batch, list | tuple) else batch)
-        return {"logits": logits, "prediction": logits.argmax(1), "confidence": confidence(logits)}
+        logits, own = self.scored(batch[0] if isinstance(batch, list | tuple) else batch)
+        sureness = confidence(logits) if own is None else own
+        return {"logits": logits, "prediction": logits.argmax(1), "confidence": sureness}
+
+
+def number_of_classes(given: int | None, found: int | None, role: str) -> int:
+    """Return how many classes a network has, as given or as its classifier tells.
+
+    Raises:
+        ConfigurationError: neither says it, or they differ.
+    """
+    if given is None:
+        if found is None:
+            raise ConfigurationError(f"model.num_classes is not given, and the {role} has no layer that tells it")
+        return found
+    if found not in (None, given):
+        raise ConfigurationError(
+            f"model.num_classes is {given}, but the {role} has {found} classes; set model.num_classes to {found}"
+        )
+    return given
 
 
 def _other_channels(expected: int | None, given: int) -> str:

@@ -18,7 +18,7 @@ from lightning_efficient.functional.phases import Alternation, Phase
 from lightning_efficient.losses.guided import GuidedDistillation, GuidedTerms
 from lightning_efficient.losses.objectives import Objective, build_objective, check_options, views_needed
 from lightning_efficient.modules._cached_teacher import CachedTeacher
-from lightning_efficient.modules._classifier import Classifier
+from lightning_efficient.modules._classifier import Classifier, number_of_classes
 from lightning_efficient.modules._teacher_recipe import TeacherRecipe
 from lightning_efficient.nn.backbones import data_config
 from lightning_efficient.nn.checkpoints import load_weights
@@ -129,7 +129,7 @@ class Distiller(Classifier):
             map_index=maps.map_index,
             map_module=maps.student_map_module,
         )
-        self.num_classes = _number_of_classes(num_classes, self._student_tap)
+        self.num_classes = number_of_classes(num_classes, self._student_tap.num_classes, "student")
         self.objective: nn.Module | None = None
         self._build_objective = partial(
             build_objective,
@@ -269,16 +269,3 @@ class Distiller(Classifier):
         if phase == "joint" or self.objective is None:
             return ()
         return self.student.parameters() if phase == "guide" else self.objective.parameters()
-
-
-def _number_of_classes(given: int | None, tap: ViewTap) -> int:
-    found = tap.num_classes
-    if given is None:
-        if found is None:
-            raise ConfigurationError("model.num_classes is not given, and the student has no layer that tells it")
-        return found
-    if found not in (None, given):
-        raise ConfigurationError(
-            f"model.num_classes is {given}, but the student has {found} classes; set model.num_classes to {found}"
-        )
-    return given

@@ -51,9 +51,9 @@ def test_a_killed_run_resumes_to_the_weights_of_the_uninterrupted_one(fit: Fit) 
     assert same_weights(checkpoint(0), checkpoint(4))
 
 
-def whole_and_killed(fit: Fit, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def whole_and_killed(fit: Fit, config: str, *options: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a config whole, then kill it in mid-epoch and resume it: the last checkpoint of each, of equal weights."""
-    tiny = ("--config", str(Path(__file__).with_name(config)))
+    tiny = ("--config", str(Path(__file__).with_name(config)), *options)
     whole = fit(*tiny)
     assert whole.status == 0, whole.stderr
     assert fit(*tiny, *stop_at(8, "SIGKILL")).status == -9
@@ -82,6 +82,15 @@ def test_a_distilled_student_resumes_in_mid_epoch_after_a_kill(fit: Fit) -> None
         one, other = (state.get("dual", state) for state in (one, other))
         assert one == other
         assert one["multiplier"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "kept"), [("osp", "multipliers"), ("sat", "doubt._extra_state")])
+def test_a_classifier_that_abstains_resumes_in_mid_epoch_after_a_kill(fit: Fit, objective: str, kept: str) -> None:
+    options = () if objective == "osp" else ("--model.objective", objective, "--model.objective_kwargs", "null")
+    one, other = (end["state_dict"] for end in whole_and_killed(fit, "tiny_abstaining.yaml", *options))
+    assert torch.equal(one[f"objective.{kept}"], other[f"objective.{kept}"])
+    assert len(one[f"objective.{kept}"].unique()) > 1
 
 
 @pytest.mark.slow

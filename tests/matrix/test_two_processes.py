@@ -65,6 +65,24 @@ def test_two_processes_distil_as_one_with_batches_twice_as_large(results: Any) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["gamblers", "sat"])
+def test_two_processes_learn_to_abstain_as_one_with_batches_twice_as_large(objective: str, results: Any) -> None:
+    [one], two = results[f"{objective} on 1"], results[f"{objective} on 2"]
+    assert not differing(*two)
+    # what is kept by sample is known to both, and is that of one process
+    assert ("objective.doubt._extra_state" in one) == (objective == "sat")
+    for key, value in one.items():
+        torch.testing.assert_close(two[0][key], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_move_the_same_multipliers(results: Any) -> None:
+    one, other = results["osp"]
+    assert not differing(one, other)
+    assert len(one["objective.multipliers"].unique()) > 1
+
+
+@pytest.mark.slow
 def test_each_process_carries_its_own_state_over_a_resume(results: Any) -> None:
     first, second, *resumed = results["carried"]
     assert not differing(first, resumed[0])

@@ -39,7 +39,7 @@ from lightning_efficient.callbacks import (
 )
 from lightning_efficient.datamodules import Digits, GaussianModes
 from lightning_efficient.functional import Alternation, PrimalDual
-from lightning_efficient.modules import Distiller, SequenceClassifier
+from lightning_efficient.modules import Distiller, SelectiveClassifier, SequenceClassifier
 from lightning_efficient.nn import FeaturesGuide
 
 TWO = {"devices": 2, "strategy": "ddp_fork"}
@@ -117,6 +117,23 @@ def distilled(folder: Path, processes: int) -> list[dict[str, Tensor]]:
     return report.read(processes)
 
 
+def abstaining(folder: Path, objective: str, processes: int) -> list[dict[str, Tensor]]:
+    """Train a classifier that may abstain on the same samples a step, after a warm-up of one epoch."""
+    L.seed_everything(0, verbose=False)
+    report = Report(folder)
+    run = trainer(folder, report, max_epochs=3, **(TWO if processes == 2 else {}))
+    module = SelectiveClassifier(
+        nn.Linear(6, 5),
+        in_chans=None,
+        objective=objective,
+        warmup_epochs=1,
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
+    )
+    sizes = {"classes": 5, "dimensions": 6, "train_samples": 96, "val_samples": 32, "test_samples": 32}
+    run.fit(module, datamodule=GaussianModes(**sizes, batch_size=16 // processes))
+    return report.read(processes)
+
+
 def carried_over_a_resume(folder: Path) -> list[dict[str, Tensor]]:
     """Train with a state that crosses batches, whole and resumed in mid-epoch; each process has its own state."""
     save = ModelCheckpoint(folder / "carried", filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -166,6 +183,12 @@ def main(folder: Path) -> None:
             for processes in (1, 2)
         },
         **{f"Distiller on {processes}": distilled(folder, processes) for processes in (1, 2)},
+        **{
+            f"{objective} on {processes}": abstaining(folder, objective, processes)
+            for objective in ("gamblers", "sat")
+            for processes in (1, 2)
+        },
+        "osp": abstaining(folder, "osp", 2),
         "carried": carried_over_a_resume(folder),
         "everything": fit_two(folder, *everything, save, epochs=2),
         "resumed": fit_two(folder, *everything, epochs=2, ckpt_path=folder / "epoch=0.ckpt"),
