@@ -37,10 +37,10 @@ def test_every_method_goes_on_from_the_start_that_was_kept(
     assert "DiSK, constant guide" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_images_are_moved_by_whole_pixels_and_mirrored(study: ModuleType) -> None:
+def test_images_are_moved_by_whole_pixels_and_mirrored(load: Callable[[str], ModuleType]) -> None:
     images = torch.arange(16.0).view(1, 1, 4, 4).repeat(64, 2, 1, 1) + 1
     draw = torch.Generator().manual_seed(0)
-    moved = study.augmented(images, 1, True, draw)
+    moved = load("images").augmented(images, 1, True, draw)
     padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
     possible = [padded[down : down + 4, right : right + 4] for down in range(3) for right in range(3)]
     possible += [each.flip(1) for each in possible]

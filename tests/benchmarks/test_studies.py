@@ -126,3 +126,41 @@ def test_steps_and_an_epoch_are_measured_and_reported(
     assert str(tmp_path) not in json.dumps(record)
     overhead.report(record)
     assert "64 to train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_risk_coverage_metrics_are_measured_and_reported(
+    harness: ModuleType, processes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = load("risk_coverage")
+    # the peer is no dependency of the tests: ours stands in for it
+    monkeypatch.setitem(study.VARIANTS, study.PEER, study.our_metrics)
+    asked = []
+    monkeypatch.setattr(study, "peak_bytes", lambda *arguments: asked.append(arguments) or 5_000_000)
+    record = study.compare(2500, batch=1000, rounds=2, processes=processes)
+    variants = record["variants"]
+    assert asked == ([(name, 2500, 1000) for name in study.VARIANTS] if processes else [])
+    assert variants["ours, exact"]["difference"] == dict.fromkeys(study.NAMES, 0.0)
+    assert variants["ours, exact"]["state_bytes"] == 5 * 2500 + 8
+    assert variants["ours, 1000 bins"]["state_bytes"] == 16 * 1000 + 8
+    assert variants["ours, 1000 bins"]["values"]["AURC"] == pytest.approx(
+        variants["ours, exact"]["values"]["AURC"], abs=1e-3
+    )
+    for found in variants.values():
+        assert found["seconds"]["total"]["low"] >= found["seconds"]["update"]["low"] > 0
+        assert ("peak_bytes" in found) == processes
+    study.report(record)
+    assert "2,500 samples" in capsys.readouterr().out
+
+
+def test_the_data_of_the_risk_coverage_study_come_in_batches(harness: ModuleType) -> None:
+    batches = load("risk_coverage").make_data(2500, batch=1000)
+    assert [len(target) for _, target in batches] == [1000, 1000, 500]
+    accuracy = sum((probs.argmax(-1) == target).sum().item() for probs, target in batches) / 2500
+    assert 0.6 < accuracy < 0.75
+
+
+def test_a_longer_evaluation_needs_more_memory(harness: ModuleType) -> None:
+    study = load("risk_coverage")
+    # 2e6 samples have a state of 10 MB, and as much again while it is merged and sorted
+    assert study.growth(study.our_metrics(), 2_000_000, batch=100_000) > 10_000_000
