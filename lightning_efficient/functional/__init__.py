@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from lightning_efficient.functional.abstention import (
+    abstention_log_probabilities,
+    answer_score,
+    gamblers_loss,
+    self_adaptive_loss,
+    updated_belief,
+)
+from lightning_efficient.functional.binomial import clopper_pearson_upper
+from lightning_efficient.functional.bootstrap import bootstrap_interval
 from lightning_efficient.functional.confidence import (
     Score,
     confidence,
@@ -21,8 +30,18 @@ from lightning_efficient.functional.disk import (
     teacher_mass,
 )
 from lightning_efficient.functional.distillation import decoupled_kl, distillation_kl, feature_distance
+from lightning_efficient.functional.entropy_penalty import entropy_penalty
 from lightning_efficient.functional.fptt import fptt_gradient_, fptt_penalty, fptt_restart_, fptt_update_
+from lightning_efficient.functional.one_sided import (
+    OneSidedCosts,
+    one_sided_costs,
+    one_sided_lagrangian,
+    one_sided_released,
+)
+from lightning_efficient.functional.online_abstention import Hindsight, expert_predictions, hindsight
 from lightning_efficient.functional.operating_points import (
+    CoverageAtRiskForm,
+    RiskAtCoverageForm,
     RiskKind,
     abstention_rate,
     coverage_at_risk,
@@ -31,7 +50,7 @@ from lightning_efficient.functional.operating_points import (
 )
 from lightning_efficient.functional.parts import SplitBatch, sequence_parts
 from lightning_efficient.functional.phases import Alternation, Phase
-from lightning_efficient.functional.primal_dual import PrimalDual
+from lightning_efficient.functional.primal_dual import PrimalDual, dual_group, project_
 from lightning_efficient.functional.recurrent import incremental_rnn, time_adaptive_rnn
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
@@ -39,7 +58,7 @@ from lightning_efficient.functional.risk_coverage import (
     risk_coverage_curve,
     risk_coverage_summary,
 )
-from lightning_efficient.functional.risk_coverage_area import Form, Oracle, augrc, aurc, eaurc
+from lightning_efficient.functional.risk_coverage_area import Form, Oracle, augrc, aurc, eaugrc, eaurc
 from lightning_efficient.functional.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -49,55 +68,101 @@ from lightning_efficient.functional.schedules import (
     StepSchedule,
     as_schedule,
 )
+from lightning_efficient.functional.selective_net import selective_risk_loss
+from lightning_efficient.functional.threshold_grid import GridChoice, best_coverage_at_error, best_error_at_coverage
+from lightning_efficient.functional.thresholds import (
+    Rule,
+    ThresholdChoice,
+    conformal_threshold,
+    coverage_threshold,
+    empirical_threshold,
+    fixed_sequence_threshold,
+    needed_samples,
+    rcps_threshold,
+    sgr_threshold,
+)
 
 __all__ = [
     "Alternation",
     "ConstantSchedule",
     "CosineSchedule",
+    "CoverageAtRiskForm",
     "Form",
+    "GridChoice",
+    "Hindsight",
     "LinearSchedule",
+    "OneSidedCosts",
     "Oracle",
     "Phase",
     "PowerSchedule",
     "PrimalDual",
+    "RiskAtCoverageForm",
     "RiskCoverage",
     "RiskCoveragePoints",
     "RiskKind",
+    "Rule",
     "Schedule",
     "Score",
     "SplitBatch",
     "StepSchedule",
+    "ThresholdChoice",
+    "abstention_log_probabilities",
     "abstention_rate",
+    "answer_score",
     "as_schedule",
     "augrc",
     "aurc",
+    "best_coverage_at_error",
+    "best_error_at_coverage",
+    "bootstrap_interval",
+    "clopper_pearson_upper",
     "confidence",
     "confidence_from_probs",
+    "conformal_threshold",
     "coverage_at_risk",
+    "coverage_threshold",
     "decoupled_kl",
     "distillation_kl",
+    "dual_group",
+    "eaugrc",
     "eaurc",
+    "empirical_threshold",
     "energy",
     "entropy",
+    "entropy_penalty",
+    "expert_predictions",
     "feature_distance",
+    "fixed_sequence_threshold",
     "fptt_gradient_",
     "fptt_penalty",
     "fptt_restart_",
     "fptt_update_",
+    "gamblers_loss",
     "help_cost",
     "help_normalizer",
+    "hindsight",
     "incremental_rnn",
     "margin",
     "max_logit",
     "mean_help_cost",
     "msp",
+    "needed_samples",
+    "one_sided_costs",
+    "one_sided_lagrangian",
+    "one_sided_released",
+    "project_",
+    "rcps_threshold",
     "risk_at_coverage",
     "risk_coverage_curve",
     "risk_coverage_summary",
     "scaffolded_nll",
     "selective_accuracy",
+    "selective_risk_loss",
+    "self_adaptive_loss",
     "sequence_parts",
+    "sgr_threshold",
     "support_mask",
     "teacher_mass",
     "time_adaptive_rnn",
+    "updated_belief",
 ]

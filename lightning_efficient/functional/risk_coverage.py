@@ -113,7 +113,8 @@ def risk_coverage_summary(confidence: Tensor, loss: Tensor, weight: Tensor | Non
         The summary, on the device of ``confidence``.
 
     Raises:
-        ConfigurationError: shapes that differ, a NaN, a loss outside ``[0, 1]`` or a negative weight.
+        ConfigurationError: shapes that differ, a confidence that is not finite, a loss outside ``[0, 1]`` or a
+            negative weight.
 
     Example:
         >>> summary = risk_coverage_summary(torch.tensor([0.9, 0.6, 0.9]), torch.tensor([0, 1, 1]))
@@ -123,9 +124,7 @@ def risk_coverage_summary(confidence: Tensor, loss: Tensor, weight: Tensor | Non
         tensor([0.5000, 0.6667], dtype=torch.float64)
     """
     confidence, loss, weight = checked_samples(confidence, loss, weight)
-    keys, order = _descending_keys(confidence).sort()
-    last = _ends_of_ties(keys)
-    thresholds = _key_to_score(~keys[last], confidence.dtype)
+    order, last, thresholds = sort_into_groups(confidence)
     if weight is None:
         losses = loss[order].cumsum(0, dtype=torch.float64)
         return RiskCoverage(thresholds, last.double().add_(1), losses[last])
@@ -168,21 +167,55 @@ def as_summary(scores: RiskCoverage | Tensor, loss: Tensor | None, weight: Tenso
     return risk_coverage_summary(scores, loss, weight)
 
 
-def checked_samples(confidence: Tensor, loss: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Raise on shapes or values that would give a wrong number silently, then cast."""
+def sort_into_groups(confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort confidences, surest first, into groups of ties.
+
+    Args:
+        confidence: Shape ``(N,)``, float32 or float64, without NaN.
+
+    Returns:
+        The order ``(N,)``, the place in it of the last member of each of the M groups ``(M,)``, both int64, and the
+        confidence of each group ``(M,)``.
+    """
+    keys, order = _descending_keys(confidence).sort()
+    last = _ends_of_ties(keys)
+    return order, last, _key_to_score(~keys[last], confidence.dtype)
+
+
+def checked_samples(
+    confidence: Tensor, loss: Tensor, weight: Tensor | None, *, within: str = ""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Raise on shapes or values that would give a wrong number silently, then cast.
+
+    Args:
+        confidence: See :func:`risk_coverage_summary`.
+        loss: See :func:`risk_coverage_summary`.
+        weight: See :func:`risk_coverage_summary`.
+        within: What an index in a message counts in, such as ``" of the batch"``.
+    """
     if confidence.ndim != 1 or loss.shape != confidence.shape or (weight is not None and weight.shape != loss.shape):
         shapes = [tuple(values.shape) for values in (confidence, loss, weight) if values is not None]
         raise ConfigurationError(f"confidence, loss and weight must share one shape (N,), got {shapes}.")
     if confidence.numel() > 0:
-        # max() propagates NaN, and takes one pass where isnan().any() takes two.
-        if math.isnan(confidence.max()):
-            raise ConfigurationError("confidence holds NaN, which has no rank; find the input that the model fails on.")
+        # A finite sum has finite terms, and takes one pass where isfinite().all() takes two; a sum may also overflow.
+        if not math.isfinite(confidence.sum(dtype=torch.promote_types(confidence.dtype, torch.float32))):
+            _refuse_not_finite(confidence, within)
         if loss.dtype != torch.bool and not (loss.min() >= 0 and loss.max() <= 1):
             message = f"loss must lie in [0, 1], got values from {loss.min()} to {loss.max()}; rescale it."
             raise ConfigurationError(message)
         if weight is not None and not (weight.min() >= 0 and weight.max() < float("inf")):
             raise ConfigurationError(f"weight must be finite and at least 0, got {weight.min()} to {weight.max()}.")
     return cast_samples(confidence, loss, weight)
+
+
+def _refuse_not_finite(confidence: Tensor, within: str) -> None:
+    indices = (~torch.isfinite(confidence)).nonzero()
+    if len(indices) == 0:
+        return
+    count = "1 value that is" if len(indices) == 1 else f"{len(indices)} values that are"
+    where = f"the first at index {int(indices[0])}{within}"
+    reason = "NaN and infinity have no rank, so find why the model fails"
+    raise ConfigurationError(f"confidence holds {count} not finite, {where}; {reason}.")
 
 
 def cast_samples(confidence: Tensor, loss: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

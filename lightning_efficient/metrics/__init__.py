@@ -14,11 +14,12 @@ from lightning_efficient.metrics.operating_points import (
     SelectiveAccuracy,
 )
 from lightning_efficient.metrics.risk_coverage import RiskCoverageCurve
-from lightning_efficient.metrics.risk_coverage_area import AUGRC, AURC, EAURC
+from lightning_efficient.metrics.risk_coverage_area import AUGRC, AURC, EAUGRC, EAURC
 
 __all__ = [
     "AUGRC",
     "AURC",
+    "EAUGRC",
     "EAURC",
     "AbstentionRate",
     "CoverageAtRisk",

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_efficient.functional.operating_points import RiskKind
 from lightning_efficient.functional.risk_coverage import RiskCoverage
@@ -24,6 +26,16 @@ class OperatingPoint:
     text: str
 
 
+@dataclass(frozen=True)
+class RiskBand:
+    """An interval of the risk at each coverage, each of shape ``(G,)``, and the level it was made for."""
+
+    level: float
+    coverage: Tensor
+    low: Tensor
+    high: Tensor
+
+
 def new_axes(width: float = 6.4, height: float = 4.2) -> Axes:
     """Return the axes of a new figure that pyplot does not know, so nothing needs closing."""
     return Figure(figsize=(width, height), dpi=150, layout="constrained").add_subplot()
@@ -37,6 +49,7 @@ def draw_risk_coverage(
     label: str = "model",
     points: Sequence[OperatingPoint] = (),
     title: str | None = None,
+    band: RiskBand | None = None,
 ) -> None:
     """Draw the curve of a model between that of a perfect and that of a random ranking.
 
@@ -49,8 +62,9 @@ def draw_risk_coverage(
         label: What the legend calls the model.
         points: Operating points to mark.
         title: Title above the axes.
+        band: Interval around the curve.
     """
-    _dress(ax, kind, title)
+    _dress(ax, kind, title, legend_rows=1 if band is None else 2)
     if summary.is_empty:
         ax.text(0.5, 0.5, "no samples", ha="center", va="center", color=RANDOM, transform=ax.transAxes)
         return
@@ -66,15 +80,21 @@ def draw_risk_coverage(
     ax.plot(coverage, lines[0], color=MODEL, linewidth=2.4, label=label, zorder=3)
     ax.plot(coverage, lines[1], color=PERFECT, linewidth=1.6, label="perfect ranking", clip_on=False, zorder=2.5)
     ax.plot(coverage, lines[2], color=RANDOM, linewidth=1.4, linestyle=(0, (4, 3)), label="random ranking")
+    if band is not None:
+        low, high = band.low.cpu().numpy(), band.high.cpu().numpy()
+        words = f"{100 * band.level:g}% interval"
+        ax.fill_between(band.coverage.cpu().numpy(), low, high, color=MODEL, alpha=0.25, linewidth=0, label=words)
     for point in points:
         _mark(ax, point)
     # The noise of the few surest samples would otherwise set the scale.
     settled = np.concatenate([line[coverage >= 0.02] for line in lines] + [[point.risk for point in points]])
+    if band is not None:
+        settled = np.append(settled, high[band.coverage.cpu().numpy() >= 0.02])
     ax.set_ylim(0, max(1.12 * settled.max(initial=0.0), 0.01))
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
-        ncols=3,
+        ncols=3 if band is None else 2,
         frameon=False,
         fontsize=9,
         labelcolor=INK,
@@ -90,7 +110,13 @@ def _grid(total: float, size: int = 1000) -> np.ndarray:
     return np.union1d(np.linspace(first, total, size), np.geomspace(first, total, size // 4))
 
 
-def _dress(ax: Axes, kind: RiskKind, title: str | None) -> None:
+def band_grid(summary: RiskCoverage, size: int = 200) -> Tensor:
+    """Coverages at which to take an interval, each at least that of one sample; shape ``(G,)``, float64."""
+    grid = np.unique(_grid(float(summary.total), size)) / float(summary.total)
+    return torch.as_tensor(grid.clip(max=1), dtype=torch.float64, device=summary.counts.device)
+
+
+def _dress(ax: Axes, kind: RiskKind, title: str | None, legend_rows: int) -> None:
     ax.set_xlim(0, 1)
     ax.set_xlabel("coverage: share of samples answered", color=INK)
     ax.set_ylabel("risk among the answered" if kind == "selective" else "risk among all samples", color=INK)
@@ -102,7 +128,7 @@ def _dress(ax: Axes, kind: RiskKind, title: str | None) -> None:
     ax.grid(True, color="#e9ecef", linewidth=0.8)
     ax.set_axisbelow(True)
     if title is not None:
-        ax.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=24)
+        ax.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=8 + 16 * legend_rows)
 
 
 def _mark(ax: Axes, point: OperatingPoint) -> None:

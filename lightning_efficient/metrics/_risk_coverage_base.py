@@ -17,9 +17,10 @@ from torchmetrics import Metric
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional.bootstrap import are_errors, bootstrap_interval
 from lightning_efficient.functional.confidence import Score, confidence_from_probs
 from lightning_efficient.functional.confidence import confidence as confidence_from_logits
-from lightning_efficient.functional.operating_points import RiskKind
+from lightning_efficient.functional.operating_points import RiskKind, risks_at
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
     cast_samples,
@@ -28,7 +29,7 @@ from lightning_efficient.functional.risk_coverage import (
 )
 from lightning_efficient.functional.risk_coverage_area import augrc, aurc
 from lightning_efficient.metrics._gather import gather_promoted
-from lightning_efficient.metrics._plot import OperatingPoint, draw_risk_coverage, new_axes
+from lightning_efficient.metrics._plot import OperatingPoint, RiskBand, band_grid, draw_risk_coverage, new_axes
 
 Input: TypeAlias = Literal["logits", "probs"]
 
@@ -46,7 +47,8 @@ class RiskCoverageMetric(Metric):
             keeps every sample (5 bytes each) and is exact.
         bin_range: Lowest and highest confidence of the bins; values outside are counted in the end bins. Default
             ``(0, 1)``, which only ``"msp"`` and ``"margin"`` are known to keep to.
-        validate_args: Whether ``update`` looks for NaN and values out of range, which waits for the device each time.
+        validate_args: Whether ``update`` looks for values that are not finite or out of range, which waits for the
+            device each time.
         kwargs: What every ``torchmetrics.Metric`` takes.
     """
 
@@ -113,14 +115,18 @@ class RiskCoverageMetric(Metric):
             weight: How many samples each one stands for, shape ``(N,)``; default 1. Given for all batches or for none.
 
         Raises:
-            ConfigurationError: missing or misshapen tensors, NaN confidences, losses outside ``[0, 1]``.
+            ConfigurationError: missing or misshapen tensors, losses outside ``[0, 1]``, or confidences that are not
+                finite, of which the first is named by its index in this batch.
         """
         if confidence is None or loss is None:
             score, predicted = self._predict(preds)
             confidence = score if confidence is None else confidence
             loss = _errors(predicted, target) if loss is None else loss
-        prepare = checked_samples if self.validate_args else cast_samples
-        confidence, loss, weight = prepare(confidence.detach(), loss.detach(), weight)
+        confidence, loss = confidence.detach(), loss.detach()
+        if self.validate_args:
+            confidence, loss, weight = checked_samples(confidence, loss, weight, within=" of the batch")
+        else:
+            confidence, loss, weight = cast_samples(confidence, loss, weight)
         if self.bins is None:
             self._append(confidence, loss, weight)
         else:
@@ -141,17 +147,75 @@ class RiskCoverageMetric(Metric):
         ):
             return self._summarise()
 
-    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Return confidence and loss of every sample of all ranks, each of shape ``(N,)``, on the metric's device.
+
+        Raises:
+            ConfigurationError: the state is binned, and keeps no samples.
+        """
+        if self.bins is not None:
+            raise ConfigurationError(f"bins={self.bins} keeps no samples; leave bins out.")
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        ):
+            confidence, loss = _merge(self.confidence), _merge(self.loss)
+            if confidence is None or loss is None:
+                empty = torch.zeros(0, device=self.device)
+                return empty, empty
+            return confidence, loss
+
+    def confidence_interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the bootstrap interval of the value over all batches and ranks; not of the threshold beside it.
+
+        It says how much the value would vary with the samples, not with the training. Samples are drawn by themselves:
+        where they come in groups, such as frames of one video, it is too narrow.
+
+        Args:
+            level: Share of the resamples inside the interval, in ``(0, 1)``.
+            resamples: How many to draw, each at the cost of one ``compute`` without the sort.
+            seed: Of the draws; the same one gives the same interval.
+
+        Returns:
+            Low and high end, float64 scalars; see :func:`lightning_efficient.functional.bootstrap.bootstrap_interval`.
+
+        Raises:
+            ConfigurationError: a level outside ``(0, 1)``, no resamples, or bins that hold weighted samples or losses
+                other than 0 and 1.
+        """
+        return self._interval(self._scalar, level, resamples, seed)
+
+    def plot(
+        self,
+        val: Any = None,
+        ax: Axes | None = None,
+        *,
+        interval: float | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[Figure, Axes]:
         """Draw the curve this metric is read from, with the perfect and the random ranking.
 
         Args:
             val: What ``compute`` returned; computed if not given.
             ax: Where to draw; a new figure, unknown to pyplot, if not given.
+            interval: Level of a band around the curve, such as 0.95: the bootstrap interval of the risk at each
+                coverage by itself, not of the curve as a whole.
+            resamples: See :meth:`confidence_interval`.
+            seed: See :meth:`confidence_interval`.
         """
         ax = new_axes() if ax is None else ax
         value, summary = self.compute() if val is None else val, self.summary()
         label, mark = self._legend(summary, value), self._operating_point(summary, value)
-        draw_risk_coverage(ax, summary, kind=self._drawn_risk, label=label, points=[mark] if mark else [])
+        band = None
+        if interval is not None and not summary.is_empty:
+            coverage = band_grid(summary)
+
+            def risks(resample: RiskCoverage) -> Tensor:
+                return risks_at(resample, coverage, self._drawn_risk)
+
+            band = RiskBand(interval, coverage, *self._interval(risks, interval, resamples, seed))
+        points = [mark] if mark else []
+        draw_risk_coverage(ax, summary, kind=self._drawn_risk, label=label, points=points, band=band)
         return cast("Figure", ax.figure), ax
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
@@ -200,6 +264,24 @@ class RiskCoverageMetric(Metric):
         # Not in place: a state that was reset under inference mode cannot be written to outside it.
         self.bin_count = self.bin_count.index_add(0, index, mass)
         self.bin_loss = self.bin_loss.index_add(0, index, mass * loss)
+
+    def _scalar(self, summary: RiskCoverage) -> Tensor:
+        """Read what the interval is of: the value without its threshold."""
+        value = self._evaluate(summary)
+        return value[0] if isinstance(value, tuple) else value
+
+    def _interval(
+        self, statistic: Callable[[RiskCoverage], Tensor], level: float, resamples: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        ):
+            samples: tuple[Any, ...] = (self._summarise(),)
+            if self.bins is None:
+                confidence, loss, weight = _merge(self.confidence), _merge(self.loss), _merge(self.weight)
+                if loss is not None and (weight is not None or not are_errors(loss)):
+                    samples = (confidence, loss, weight)
+        return bootstrap_interval(statistic, *samples, level=level, resamples=resamples, seed=seed)
 
     def _summarise(self) -> RiskCoverage:
         if self.bins is not None:

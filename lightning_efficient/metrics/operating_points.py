@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from lightning_efficient.functional._checks import check_choice, check_fraction
 from lightning_efficient.functional.operating_points import (
+    COVERAGE_AT_RISK_FORMS,
     RISK_KINDS,
+    CoverageAtRiskForm,
+    RiskAtCoverageForm,
     RiskKind,
     abstention_rate,
     coverage_at_risk,
     risk_at_coverage,
+    risk_at_coverage_form,
     selective_accuracy,
 )
 from lightning_efficient.functional.risk_coverage import RiskCoverage
@@ -26,6 +31,7 @@ class CoverageAtRisk(RiskCoverageMetric):
     Args:
         risk: Target in ``[0, 1]``.
         kind: ``"selective"`` or ``"generalized"`` risk.
+        form: ``"achievable"``, ``"torch_uncertainty"`` or ``"first_violation"``.
         return_threshold: Whether ``compute`` returns ``(coverage, threshold)``.
         kwargs: See :class:`RiskCoverageMetric`.
 
@@ -40,17 +46,25 @@ class CoverageAtRisk(RiskCoverageMetric):
     higher_is_better = True
 
     def __init__(
-        self, risk: float, kind: RiskKind = "selective", *, return_threshold: bool = False, **kwargs: Any
+        self,
+        risk: float,
+        kind: RiskKind = "selective",
+        *,
+        form: CoverageAtRiskForm = "achievable",
+        return_threshold: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_fraction("risk", risk, zero=True)
         check_choice("kind", kind, RISK_KINDS)
+        check_choice("form", form, COVERAGE_AT_RISK_FORMS)
         self.risk = risk
         self.kind = kind
+        self.form = form
         self.return_threshold = return_threshold
 
     def _evaluate(self, summary: RiskCoverage) -> Tensor | tuple[Tensor, Tensor]:
-        coverage, threshold = coverage_at_risk(summary, risk=self.risk, kind=self.kind)
+        coverage, threshold = coverage_at_risk(summary, risk=self.risk, kind=self.kind, form=self.form)
         return (coverage, threshold) if self.return_threshold else coverage
 
     @property
@@ -58,7 +72,7 @@ class CoverageAtRisk(RiskCoverageMetric):
         return self.kind
 
     def _operating_point(self, summary: RiskCoverage, value: Tensor | tuple[Tensor, Tensor]) -> OperatingPoint | None:
-        _, threshold = coverage_at_risk(summary, risk=self.risk, kind=self.kind)
+        _, threshold = coverage_at_risk(summary, risk=self.risk, kind=self.kind, form=self.form)
         text = f"{_percent(value)} answered at risk ≤ {self.risk:.3g}\nthreshold {float(threshold):.4g}"
         return _point_on_curve(summary, self.kind, _first(value), text)
 
@@ -69,7 +83,8 @@ class RiskAtCoverage(RiskCoverageMetric):
     Args:
         coverage: Target in ``(0, 1]``.
         kind: ``"selective"`` or ``"generalized"`` risk.
-        at_least: Accept whole groups of ties.
+        form: ``"expected"``, ``"at_least"``, ``"torch_uncertainty"``, ``"selectivenet"`` or ``"deep_gamblers"``.
+        at_least: The same as ``form="at_least"``.
         return_threshold: Whether ``compute`` returns ``(risk, threshold)``.
         kwargs: See :class:`RiskCoverageMetric`.
 
@@ -88,6 +103,7 @@ class RiskAtCoverage(RiskCoverageMetric):
         coverage: float,
         kind: RiskKind = "selective",
         *,
+        form: RiskAtCoverageForm = "expected",
         at_least: bool = False,
         return_threshold: bool = False,
         **kwargs: Any,
@@ -97,11 +113,11 @@ class RiskAtCoverage(RiskCoverageMetric):
         check_choice("kind", kind, RISK_KINDS)
         self.coverage = coverage
         self.kind = kind
-        self.at_least = at_least
+        self.form = risk_at_coverage_form(form, at_least)
         self.return_threshold = return_threshold
 
     def _evaluate(self, summary: RiskCoverage) -> Tensor | tuple[Tensor, Tensor]:
-        risk, threshold = risk_at_coverage(summary, coverage=self.coverage, kind=self.kind, at_least=self.at_least)
+        risk, threshold = risk_at_coverage(summary, coverage=self.coverage, kind=self.kind, form=self.form)
         return (risk, threshold) if self.return_threshold else risk
 
     @property
@@ -109,7 +125,9 @@ class RiskAtCoverage(RiskCoverageMetric):
         return self.kind
 
     def _operating_point(self, summary: RiskCoverage, value: Tensor | tuple[Tensor, Tensor]) -> OperatingPoint | None:
-        _, threshold = risk_at_coverage(summary, coverage=self.coverage, kind=self.kind)
+        if math.isnan(_first(value)):
+            return None
+        _, threshold = risk_at_coverage(summary, coverage=self.coverage, kind=self.kind, form=self.form)
         text = f"risk {_percent(value)} at coverage {self.coverage:.3g}\nthreshold {float(threshold):.4g}"
         return OperatingPoint(self.coverage, _first(value), text)
 

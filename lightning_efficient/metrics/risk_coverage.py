@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.risk_coverage import RiskCoverage, RiskCoveragePoints, risk_coverage_curve
 from lightning_efficient.metrics._risk_coverage_base import RiskCoverageMetric
 
@@ -27,3 +30,7 @@ class RiskCoverageCurve(RiskCoverageMetric):
 
     def _evaluate(self, summary: RiskCoverage) -> RiskCoveragePoints:
         return risk_coverage_curve(summary)
+
+    def confidence_interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Raise: a curve has no single value; ``plot(interval=0.95)`` draws the band around it."""
+        raise ConfigurationError("RiskCoverageCurve has no single value; plot(interval=0.95) draws a band around it.")

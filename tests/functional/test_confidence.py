@@ -63,6 +63,17 @@ def test_entropy_of_a_certain_prediction_is_zero_and_not_nan():
     assert LF.entropy(logits).item() == 0
 
 
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_classes_that_are_ruled_out_leave_a_finite_score(score, dtype):
+    logits = torch.tensor([[2.0, 1.0, -torch.inf], [3.0, -torch.inf, -torch.inf], [0.0, -1.0, -2.0]], dtype=dtype)
+    values = LF.confidence(logits, score)
+    assert values.isfinite().all()
+    without = LF.confidence(logits[:1, :2], score)
+    torch.testing.assert_close(values[:1], without, rtol=1e-6, atol=1e-7)
+    LF.risk_coverage_summary(values, torch.zeros(3))
+
+
 def test_large_logits_keep_the_precision_of_small_ones():
     logits = torch.tensor([[0.0, -5.0, -6.0]])
     assert LF.msp(logits + 4096) == LF.msp(logits)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 import lightning_efficient.functional as LF
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional.risk_coverage import sort_into_groups
+from lightning_efficient.functional.risk_coverage_area import eaugrc
 
 samples = st.lists(st.tuples(st.integers(-4, 4), st.floats(0, 1)), min_size=1, max_size=30)
 
@@ -46,12 +48,20 @@ def test_an_integer_weight_stands_for_as_many_samples(rows, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_order_holds_across_signs_infinities_and_both_zeros(dtype):
-    scores = torch.tensor([0.0, -torch.inf, 1e-30, -0.0, torch.inf, -1e-30, -7.5, 3.0], dtype=dtype)
-    summary = LF.risk_coverage_summary(scores, torch.arange(8) % 2)
-    expected = torch.tensor([torch.inf, 3.0, 1e-30, 0.0, -1e-30, -7.5, -torch.inf], dtype=dtype)
-    assert torch.equal(summary.thresholds, expected)
-    assert summary.counts.tolist() == [1, 2, 3, 5, 6, 7, 8]
+def test_order_holds_across_signs_and_both_zeros(dtype):
+    scores = torch.tensor([0.0, 1e-30, -0.0, -1e-30, -7.5, 3.0], dtype=dtype)
+    summary = LF.risk_coverage_summary(scores, torch.arange(6) % 2)
+    assert torch.equal(summary.thresholds, torch.tensor([3.0, 1e-30, 0.0, -1e-30, -7.5], dtype=dtype))
+    assert summary.counts.tolist() == [1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sort_itself_knows_infinities(dtype):
+    scores = torch.tensor([0.0, -torch.inf, torch.inf, 3.0, torch.inf], dtype=dtype)
+    order, ends, thresholds = sort_into_groups(scores)
+    assert torch.equal(thresholds, torch.tensor([torch.inf, 3.0, 0.0, -torch.inf], dtype=dtype))
+    assert ends.tolist() == [1, 2, 3, 4]
+    assert torch.equal(scores[order][ends], thresholds)
 
 
 def test_curve_lists_the_achievable_points():
@@ -81,6 +91,19 @@ def test_half_precision_equals_float32_on_the_same_rounded_scores(dtype):
     assert torch.equal(half.losses, single.losses)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_values_that_are_not_finite_are_counted_in_every_dtype(dtype):
+    scores = torch.linspace(0, 1, 40, dtype=dtype)
+    scores[[17, 20, 39]] = torch.tensor([torch.inf, torch.nan, -torch.inf], dtype=dtype)
+    with pytest.raises(ConfigurationError, match="holds 3 values that are not finite, the first at index 17;"):
+        LF.risk_coverage_summary(scores, torch.zeros(40))
+
+
+def test_finite_scores_whose_sum_overflows_are_taken():
+    summary = LF.risk_coverage_summary(torch.tensor([3e38, 2e38, 1e38]), torch.tensor([0, 1, 0]))
+    assert summary.counts.tolist() == [1, 2, 3]
+
+
 def test_a_bool_loss_counts_errors():
     loss = torch.tensor([True, False, True])
     assert LF.risk_coverage_summary(torch.tensor([3.0, 2.0, 1.0]), loss).losses.tolist() == [1, 1, 2]
@@ -89,7 +112,9 @@ def test_a_bool_loss_counts_errors():
 @pytest.mark.parametrize(
     ("confidence", "loss", "weight", "message"),
     [
-        ([0.5, torch.nan], [0, 1], None, "NaN"),
+        ([0.5, torch.nan], [0, 1], None, "1 value that is not finite, the first at index 1; NaN"),
+        ([0.5, torch.inf], [0, 1], None, "1 value that is not finite, the first at index 1"),
+        ([0.5, -torch.inf, torch.nan], [0, 1, 0], None, "2 values that are not finite, the first at index 1"),
         ([0.5, 0.4], [0, 2], None, r"\[0, 1\]"),
         ([0.5, 0.4], [0.0, torch.nan], None, r"\[0, 1\]"),
         ([0.5, 0.4], [0], None, "one shape"),
@@ -118,6 +143,7 @@ def test_a_summary_is_taken_alone_and_a_confidence_with_its_loss():
         LF.aurc,
         LF.eaurc,
         LF.augrc,
+        eaugrc,
         lambda *s: LF.coverage_at_risk(*s, risk=0.1)[0],
         lambda *s: LF.risk_at_coverage(*s, coverage=0.8)[0],
         lambda *s: LF.selective_accuracy(*s, threshold=0.5),

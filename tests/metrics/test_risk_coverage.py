@@ -18,6 +18,7 @@ from torchmetrics import MetricCollection
 
 import lightning_efficient.functional as LF
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional.risk_coverage_area import eaugrc
 from lightning_efficient.metrics import (
     AUGRC,
     AURC,
@@ -29,6 +30,7 @@ from lightning_efficient.metrics import (
     SelectiveAccuracy,
     _risk_coverage_base,
 )
+from lightning_efficient.metrics.risk_coverage_area import EAUGRC
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "selective_metrics.npz")
 LOGITS = torch.from_numpy(GOLDEN["m_logits"])
@@ -43,6 +45,7 @@ def every_metric(**options):
         "aurc": AURC(**options),
         "eaurc": EAURC(**options),
         "augrc": AUGRC(**options),
+        "eaugrc": EAUGRC(**options),
         "coverage": CoverageAtRisk(risk=0.1, **options),
         "risk": RiskAtCoverage(coverage=0.8, **options),
         "accuracy": SelectiveAccuracy(threshold=0.4, **options),
@@ -55,6 +58,7 @@ def expected(summary):
         "aurc": LF.aurc(summary),
         "eaurc": LF.eaurc(summary),
         "augrc": LF.augrc(summary),
+        "eaugrc": eaugrc(summary),
         "coverage": LF.coverage_at_risk(summary, risk=0.1)[0],
         "risk": LF.risk_at_coverage(summary, coverage=0.8)[0],
         "accuracy": LF.selective_accuracy(summary, threshold=0.4),
@@ -70,7 +74,7 @@ def feed(metric, logits=LOGITS, labels=LABELS, size=256):
 
 def test_batches_of_float64_logits_reach_the_golden_values():
     values = feed(MetricCollection(every_metric()), LOGITS.double()).compute()
-    golden = {"aurc": "aurc_mean_tieexp", "eaurc": "eaurc_finite", "augrc": "augrc_trapz_origin"}
+    golden = {"aurc": "aurc_mean_tieexp", "eaurc": "eaurc_finite", "augrc": "augrc_trapz_origin", "eaugrc": "eaugrc"}
     for name, key in golden.items():
         assert values[name].item() == pytest.approx(GOLDEN[f"m_ref_msp__{key}"].item(), rel=1e-12)
     assert values["coverage"].item() == GOLDEN["m_ref_msp__cov_at_selrisk"][5]
@@ -89,7 +93,7 @@ def test_scores_of_the_user_keep_their_dtype_and_reach_the_golden_values():
 def test_probabilities_and_logits_give_the_same_values(score):
     from_logits = feed(MetricCollection(every_metric(score=score)), LOGITS.double()).compute()
     from_probs = feed(MetricCollection(every_metric(score=score, input="probs")), LOGITS.double().softmax(-1)).compute()
-    for name in ("aurc", "eaurc", "augrc", "coverage", "risk"):
+    for name in ("aurc", "eaurc", "augrc", "eaugrc", "coverage", "risk"):
         assert from_probs[name].item() == pytest.approx(from_logits[name].item(), rel=1e-9)
 
 
@@ -160,7 +164,7 @@ def test_forward_returns_the_batch_and_accumulates_all():
 def test_a_thousand_bins_are_within_one_ten_thousandth_of_exact(score):
     exact = feed(MetricCollection(every_metric(score=score))).compute()
     binned = feed(MetricCollection(every_metric(score=score, bins=1000))).compute()
-    for name in ("aurc", "eaurc", "augrc"):
+    for name in ("aurc", "eaurc", "augrc", "eaugrc"):
         assert binned[name].item() == pytest.approx(exact[name].item(), abs=1e-4)
     for name in ("accuracy", "abstention"):
         assert binned[name].item() == pytest.approx(exact[name].item(), abs=2e-3)
@@ -298,7 +302,7 @@ def test_every_plot_writes_what_compute_returns_and_leaves_pyplot_alone():
         figure, axes = metric.plot()
         assert isinstance(figure, matplotlib.figure.Figure)
         words = " ".join([*(t.get_text() for t in axes.get_legend().get_texts()), *(t.get_text() for t in axes.texts)])
-        if name in ("aurc", "eaurc", "augrc"):
+        if name in ("aurc", "eaurc", "augrc", "eaugrc"):
             assert f"{value.item():.4g}" in words
         elif name != "curve":
             assert f"{value.item():.2%}" in words
@@ -325,6 +329,14 @@ def test_a_plot_goes_on_given_axes_and_marks_the_operating_point():
     (point,) = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
     assert point[0] == metric.compute()
     assert 0.09 < point[1] <= 0.1
+
+
+def test_a_form_without_a_value_plots_the_curve_alone():
+    metric = RiskAtCoverage(coverage=0.8, form="selectivenet")
+    metric.update_scores(torch.full((5,), 0.5), torch.tensor([0, 1, 0, 0, 1]))
+    assert metric.compute().isnan()
+    _, axes = metric.plot()
+    assert not axes.texts
 
 
 @pytest.mark.filterwarnings("ignore:.*before the ``update``")
@@ -362,7 +374,13 @@ def test_wrong_options_are_refused_at_construction(options, message):
         ({}, {"preds": LOGITS, "target": LABELS.float()}, "one class index"),
         ({}, {"preds": LOGITS[:, 0], "target": LABELS}, r"\(N, C\)"),
         ({"input": "probs"}, {"preds": LOGITS, "target": LABELS}, 'use input="logits"'),
-        ({}, {"preds": LOGITS * torch.nan, "target": LABELS}, "NaN"),
+        ({}, {"preds": LOGITS * torch.nan, "target": LABELS}, "3000 values that are not finite, the first at index 0"),
+        (
+            {},
+            {"confidence": MSP / (MSP[17] != MSP), "loss": ERRORS},
+            "1 value that is .* first at index 17 of the batch",
+        ),
+        ({"bins": 9}, {"confidence": MSP / (MSP[17] != MSP), "loss": ERRORS}, "index 17 of the batch"),
         ({"bins": 10}, {"confidence": MSP, "loss": ERRORS * 2}, r"\[0, 1\]"),
     ],
 )
@@ -374,5 +392,5 @@ def test_unusable_batches_are_refused_at_update(options, arguments, message):
 def test_nan_is_found_at_compute_when_updates_are_not_checked():
     metric = AURC(validate_args=False)
     metric.update(LOGITS * torch.nan, LABELS)
-    with pytest.raises(ConfigurationError, match="NaN"):
+    with pytest.raises(ConfigurationError, match="3000 values that are not finite, the first at index 0;"):
         metric.compute()
