@@ -64,9 +64,11 @@ def build_selective_objective(objective: str, options: Mapping[str, Any], num_cl
         (['abstain'], 'abstain_logit')
     """
     check_selective_options(objective, options)
-    if objective == "osp":
-        return OneSidedLoss(num_classes, **options)
-    built = _OBJECTIVES[objective](**options)
+    sizes = {"num_classes": num_classes} if objective == "osp" else {}
+    try:
+        built = _OBJECTIVES[objective](**sizes, **options)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"model.objective_kwargs: {error}") from error
     if isinstance(built, GamblersLoss) and built.payoff > num_classes:
         raise ConfigurationError(
             f"model.objective_kwargs: payoff is {built.payoff}, but there are {num_classes} classes; set payoff above "

@@ -200,7 +200,10 @@ class SelectiveClassifier(Classifier):
         network = [*self.backbone.parameters(), *self.heads.parameters()]
         own = [dict(group) for group in self.objective.parameter_groups()]
         scales = [1.0, *(group.pop("lr_scale", 1.0) for group in own)]
-        optimizer = self.optimizer([{"params": network, "name": "network"}, *own])
+        try:
+            optimizer = self.optimizer([{"params": network, "name": "network"}, *own] if own else network)
+        except ValueError as error:  # LBFGS takes no groups
+            raise ConfigurationError(f"model.optimizer: {error}") from error
         if any(group.get("maximize") for group in own) and "maximize" not in optimizer.defaults:
             raise ConfigurationError(
                 f"model.optimizer: {type(optimizer).__name__} has no option 'maximize', which the multipliers need; "
