@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from lightning_efficient.cli.config_files import find
+from lightning_efficient.cli.latest_run import WORDS
 from lightning_efficient.errors import ConfigurationError
 
 CLASSIFIER = "lightning_efficient.modules.ImageClassifier"
+AFTER_TRAINING = ("validate", "test", "calibrate", "predict")
+SHARED = ("seed_everything", "model", "data", "trainer")
+"""What another verb takes from the config of a fit."""
+
+_NAMES_THE_MODEL = ("--config", "-c", "--timm", "--model")
+_WRITTEN_OUT = (*_NAMES_THE_MODEL, "--ckpt_path", "--ckpt")
+_LEVELS = 3
+"""How many folders above a checkpoint may be that of its run."""
 
 
 def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> list[str]:
     """Replace config names by files, and timm names by a classifier around that model.
 
     ``--config quickstart`` becomes the path of the shipped file; ``--timm NAME`` and ``--model NAME`` become
-    ``--model ImageClassifier --model.backbone NAME`` for a timm name.
+    ``--model ImageClassifier --model.backbone NAME`` for a timm name. ``validate``, ``test``, ``calibrate`` and
+    ``predict`` with a checkpoint and neither config nor model take the ``config.yaml`` of the run that the checkpoint
+    lies in.
 
     Args:
         arguments: What was typed, the verb first.
         is_timm_model: Tells the names of timm's models from class names.
 
     Raises:
-        ConfigurationError: an unknown config, ``--timm`` together with ``--model``, or an option without its value.
+        ConfigurationError: an unknown config, ``--timm`` together with ``--model``, an option without its value, or a
+            ``calibrate`` that has no checkpoint or no config.
     """
     expanded: list[str] = []
-    rest = _separated(arguments)
+    rest = _with_config_of_run(_separated(arguments))
     if "--timm" in rest and "--model" in rest:
         raise ConfigurationError("--timm and --model both name the model; give one of them")
     words = iter(rest)
@@ -48,8 +61,62 @@ def _separated(arguments: Sequence[str]) -> list[str]:
     words: list[str] = []
     for word in arguments:
         option, equals, value = word.partition("=")
-        words += [option, value] if equals and option in ("--config", "-c", "--timm", "--model") else [word]
+        words += [option, value] if equals and option in _WRITTEN_OUT else [word]
     return words
+
+
+def _with_config_of_run(words: list[str]) -> list[str]:
+    verb = words[0] if words else ""
+    if verb not in AFTER_TRAINING or "--help" in words or "-h" in words:
+        return words
+    if verb == "calibrate":
+        words = ["--ckpt_path" if word == "--ckpt" else word for word in words]
+    if any(word in words for word in _NAMES_THE_MODEL):
+        return words
+    ckpt_path = (
+        _value_of("--ckpt_path", iter(words[words.index("--ckpt_path") + 1 :])) if "--ckpt_path" in words else ""
+    )
+    config = _config_of_run(Path(ckpt_path)) if ckpt_path and Path(ckpt_path).is_file() else None
+    if config is not None:
+        return [verb, "--config", config, *words[1:]]
+    if verb == "calibrate":
+        _explain_missing(ckpt_path, any(word.partition("=")[0] == "--data" for word in words))
+    return words
+
+
+def _explain_missing(ckpt_path: str, has_data: bool) -> None:
+    if not ckpt_path:
+        raise ConfigurationError(
+            "missing --ckpt_path: give a checkpoint, such as runs/x/version_0/checkpoints/best.ckpt"
+        )
+    if ckpt_path in WORDS:
+        raise ConfigurationError(
+            f"ckpt_path is {ckpt_path!r}, that of the newest run of a config; give --config NAME, or the path of a file"
+        )
+    if Path(ckpt_path).is_file() and not has_data:
+        raise ConfigurationError(
+            f"ckpt_path: no folder above {ckpt_path!r} has a readable config.yaml of its run; give --config NAME"
+        )
+
+
+def _config_of_run(checkpoint: Path) -> str | None:
+    """Return as YAML what ``config.yaml`` of the nearest folder above a checkpoint says of model, data and Trainer."""
+    folders = list(checkpoint.absolute().parents)[:_LEVELS]
+    return next(filter(None, (_shared(folder / "config.yaml") for folder in folders)), None)
+
+
+def _shared(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    import yaml  # here and not above: what needs no config of a run needs no YAML
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if not isinstance(content, Mapping) or not {"model", "trainer"} <= set(content):  # of something else than a run
+        return None
+    return yaml.safe_dump({name: content[name] for name in SHARED if name in content}, sort_keys=False)
 
 
 def _value_of(option: str, words: Iterator[str]) -> str:

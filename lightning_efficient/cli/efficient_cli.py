@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError
@@ -19,20 +19,23 @@ from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_n
 from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.cli.latest_run import resolved
 from lightning_efficient.cli.output import say
-from lightning_efficient.cli.predictions import write_predictions
+from lightning_efficient.cli.predictions import abstaining, answered, threshold_beside, write_predictions
 from lightning_efficient.cli.problems import explain
 from lightning_efficient.cli.run_folder import RunFolder
 from lightning_efficient.cli.trainer import EfficientTrainer
 from lightning_efficient.errors import ConfigurationError, MissingExtraError
 from lightning_efficient.reporting import run_dir
 
-VERBS = ("fit", "validate", "test", "predict", "profile")
+VERBS = ("fit", "validate", "test", "calibrate", "predict", "profile")
 LOADER = {
     "fit": "train_dataloader",
     "validate": "val_dataloader",
     "test": "test_dataloader",
     "predict": "predict_dataloader",
 }
+NOT_USED = (
+    "the threshold beside the checkpoint is not used: predict_step returns no prediction and confidence per sample"
+)
 STRICT = {"exit_on_error": False, "allow_abbrev": False}
 
 
@@ -41,7 +44,7 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     On top of LightningCLI: our classes and those of plugins by short name, no abbreviated options, explicit options win
     over a checkpoint's hyper-parameters, a seed by default, ``config.yaml`` in every run folder, exit status 130 after
-    Ctrl-C, and the verb ``profile``.
+    Ctrl-C, and the verbs ``calibrate`` and ``profile``.
 
     Args:
         args: Arguments; by default those of the process.
@@ -78,15 +81,18 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     def after_instantiate_classes(self) -> None:
         """Say that the data are missing, before Lightning looks for them."""
-        hook = LOADER.get(self.subcommand or "")
+        verb = self.subcommand or ""
+        if verb == "calibrate":
+            verb = "test" if self.config[verb]["split"] == "test" else "validate"
+        hook = LOADER.get(verb)
         if hook and self.datamodule is None and getattr(type(self.model), hook) is getattr(LightningModule, hook):
             raise ConfigurationError("missing data: give --data NAME, such as Digits, or a --config that has it")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Add ``profile`` to Lightning's verbs."""
+        """Add ``calibrate`` and ``profile`` to Lightning's verbs."""
         verbs = ExplicitArgumentsWin.subcommands()
-        return {**verbs, "profile": {"model", "datamodule"}}
+        return {**verbs, **{verb: {"model", "datamodule"} for verb in ("calibrate", "profile")}}
 
     def fit(self, **kwargs: Any) -> None:
         """Run ``Trainer.fit`` and say where the run folder is."""
@@ -102,12 +108,22 @@ class EfficientCLI(ExplicitArgumentsWin):
         """Run ``Trainer.test``."""
         self._run(self.trainer.test, kwargs)
 
+    def calibrate(self, **kwargs: Any) -> None:
+        """Run ``Trainer.calibrate``."""
+        self._run(cast(EfficientTrainer, self.trainer).calibrate, kwargs)
+
     def predict(self, **kwargs: Any) -> None:
-        """Run ``Trainer.predict`` and write the predictions into the run folder."""
+        """Run ``Trainer.predict`` and write into the run folder the predictions, with a threshold what is answered."""
+        kwargs["ckpt_path"] = resolved(kwargs.get("ckpt_path"), self.trainer)
+        threshold = threshold_beside(kwargs["ckpt_path"])
         outputs = self._run(self.trainer.predict, kwargs)
-        if outputs and not is_rehearsal(self.trainer):
-            ranks = self.trainer.global_rank, self.trainer.world_size
-            say(str(write_predictions(outputs, run_dir(self.trainer), *ranks)))
+        if not outputs or is_rehearsal(self.trainer):
+            return
+        decided = None if threshold is None else abstaining(outputs, threshold)
+        ranks = self.trainer.global_rank, self.trainer.world_size
+        say(str(write_predictions(decided or outputs, run_dir(self.trainer), *ranks)))
+        if threshold is not None:
+            say(answered(decided, threshold) if decided else NOT_USED)
 
     def _run(self, verb: Any, kwargs: dict[str, Any]) -> Any:
         if "ckpt_path" in kwargs:

@@ -13,6 +13,7 @@ VERBS = {
     "fit": "train a model",
     "validate": "evaluate on the validation split",
     "test": "evaluate on the test split",
+    "calibrate": "choose the confidence from which a model answers",
     "predict": "write down what the model answers",
     "profile": "parameters, MACs, latency and memory of a model",
     "configs": "list, show, copy or check the shipped configs",

@@ -1,4 +1,4 @@
-"""Write down what a model answered."""
+"""Write down what a model answered, and what it did not."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_efficient.functional.confidence import msp
+from lightning_efficient.inference.abstaining import decide
+from lightning_efficient.inference.threshold_file import ThresholdFile
+
 
 def write_predictions(outputs: list[Any], folder: Path, rank: int = 0, world_size: int = 1) -> Path:
     """Write the outputs of ``Trainer.predict``, in the order of the samples that this process saw.
 
     Steps that return a mapping give ``predictions.csv`` with a row per sample and a column per tensor of shape
-    ``(N,)``, such as ``prediction`` and ``confidence``; anything else is saved as it is in ``predictions.pt``.
+    ``(N,)``, such as ``prediction`` and ``confidence``, and per list of ``N`` strings; anything else is saved as it is
+    in ``predictions.pt``.
 
     Args:
         outputs: One output per batch.
@@ -39,8 +44,75 @@ def write_predictions(outputs: list[Any], folder: Path, rank: int = 0, world_siz
     return folder / f"{stem}.csv"
 
 
-def _columns(outputs: list[Any]) -> dict[str, list[float]]:
+def threshold_beside(ckpt_path: str | None) -> ThresholdFile | None:
+    """Return the threshold that was calibrated for a checkpoint, if one lies beside it.
+
+    Raises:
+        ConfigurationError: the file is damaged, or belongs to other weights.
+    """
+    if not ckpt_path or not Path(ckpt_path).is_file():
+        return None
+    path = ThresholdFile.beside(ckpt_path)
+    if not path.is_file():
+        return None
+    file = ThresholdFile.read(path)
+    file.check_weights(ckpt_path, path)
+    return file
+
+
+def abstaining(outputs: list[Any], file: ThresholdFile) -> list[dict[str, Any]] | None:
+    """Add ``accepted`` and ``reason`` to the outputs of ``Trainer.predict``, after their ``confidence``.
+
+    Args:
+        outputs: One mapping per batch, with ``prediction`` and ``confidence`` of shape ``(N,)``. Where the threshold is
+            one of ``msp`` and there are ``logits``, it takes the place of another confidence.
+        file: The threshold.
+
+    Returns:
+        The outputs with more entries, or ``None`` where they are not of that form.
+    """
+    if not all(_can_abstain(output) for output in outputs):
+        return None
+    return [_with_decisions(output, file) for output in outputs]
+
+
+def answered(outputs: list[dict[str, Any]], file: ThresholdFile) -> str:
+    """Return the line that says how many samples are answered, and what is promised of them."""
+    accepted = torch.cat([output["accepted"] for output in outputs])
+    return f"answered {int(accepted.sum())} of {len(accepted)}: {file.calibrated.promise}"
+
+
+def _can_abstain(output: Any) -> bool:
+    if not isinstance(output, Mapping):
+        return False
+    columns = [output.get(name) for name in ("prediction", "confidence")]
+    return all(isinstance(column, Tensor) and column.ndim == 1 for column in columns)
+
+
+def _with_decisions(output: Mapping[str, Any], file: ThresholdFile) -> dict[str, Any]:
+    logits = output.get("logits")
+    from_logits = file.score == "msp" and isinstance(logits, Tensor) and logits.ndim == 2
+    confidence = msp(logits) if from_logits else output["confidence"]  # type: ignore[arg-type]  # then it is a tensor
+    answer = decide(output["prediction"], confidence, file.calibrated.threshold)
+    decisions = {"confidence": answer.confidence, "accepted": answer.accepted, "reason": answer.reason}
+    content: dict[str, Any] = {}
+    for name, value in output.items():
+        content |= decisions if name == "confidence" else {name: value}
+    return content
+
+
+def _columns(outputs: list[Any]) -> dict[str, list[Any]]:
     if not all(isinstance(output, Mapping) for output in outputs):
         return {}
-    names = [name for name, value in outputs[0].items() if isinstance(value, Tensor) and value.ndim == 1]
-    return {name: torch.cat([output[name] for output in outputs]).tolist() for name in names}
+    names = [name for name, value in outputs[0].items() if _is_column(value)]
+    return {name: [each for output in outputs for each in _plain(output[name])] for name in names}
+
+
+def _is_column(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 1
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _plain(column: Tensor | list[str]) -> list[Any]:
+    return column.tolist() if isinstance(column, Tensor) else column

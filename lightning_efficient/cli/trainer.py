@@ -1,20 +1,92 @@
-"""The Trainer behind the command line: Lightning's, with one more verb."""
+"""The Trainer behind the command line: Lightning's, with two more verbs."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_efficient._trainer import is_rehearsal
+from lightning_efficient.cli.calibration import Request, calibrated, chose_checkpoint, listen, threshold_page
 from lightning_efficient.cli.output import say
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional import RiskKind
+from lightning_efficient.functional.thresholds import ThresholdRule
+from lightning_efficient.inference.threshold_file import Split, ThresholdFile
 from lightning_efficient.profiling import profile_module
 from lightning_efficient.reporting import model_name
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 
 class EfficientTrainer(Trainer):
-    """A Trainer that can also profile a model."""
+    """A Trainer that can also profile a model, and choose from which confidence it answers."""
+
+    def calibrate(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        risk: float | None = None,
+        coverage: float | None = None,
+        confidence: float | None = None,
+        kind: RiskKind | None = None,
+        rule: ThresholdRule | None = None,
+        split: Split = "val",
+        out: str | None = None,
+        json_file: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Choose the confidence from which a model answers, print what it promises, and write it to a file.
+
+        Nothing else is written: loggers, checkpoints and other callbacks that write are taken out of the Trainer.
+
+        Args:
+            model: The module, whose validation or test step returns logits and target.
+            datamodule: Has the split; by default the module's own loaders.
+            ckpt_path: Checkpoint to calibrate; ``best`` and ``last`` mean that of the newest run.
+            risk: Share of errors that is allowed, such as 0.01; give this or ``coverage``.
+            coverage: Share of samples to answer, such as 0.9.
+            confidence: How sure the promise shall be, such as 0.95: 1 minus the chance of an unlucky calibration set.
+            kind: Errors among the answered (``selective``, the default), or answered errors among all samples
+                (``generalized``).
+            rule: ``coverage``, ``empirical`` (no promise), ``sgr``, ``fixed_sequence``, ``rcps`` or ``conformal``; by
+                default what fits the other options.
+            split: ``val`` or ``test``; the samples must not have chosen the checkpoint.
+            out: Where the threshold goes; by default ``<name>.threshold.json`` beside the checkpoint, where
+                predict finds it.
+            json_file: Also write the same to this file; ``-`` prints it instead of the page.
+            weights_only: Whether to load tensors and plain values only.
+        """
+        request = Request(risk, coverage, confidence, kind, rule)
+        if ckpt_path is None or not Path(ckpt_path).is_file():
+            given = "missing --ckpt_path" if ckpt_path is None else f"ckpt_path: there is no checkpoint {ckpt_path!r}"
+            raise ConfigurationError(f"{given}; give the file of a checkpoint")
+        checkpoint = Path(ckpt_path)
+        gathering = listen(self, progress=json_file != "-")
+        run = self.validate if split == "val" else self.test
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+            run(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
+        file = calibrated(request, gathering, checkpoint, split)
+        if not self.is_global_zero:
+            return
+        if split == "val" and chose_checkpoint(checkpoint):
+            rank_zero_info(
+                f"{checkpoint.name} was chosen on the validation split; the promise assumes that these samples did not "
+                "choose it: see --split test"
+            )
+        path = Path(out) if out else ThresholdFile.beside(checkpoint)
+        if not is_rehearsal(self):
+            file.write(path)
+        _show(threshold_page(file, checkpoint), file.to_dict(), json_file)
+        if json_file != "-" and not is_rehearsal(self):
+            say(str(path))
 
     def profile(
         self,
@@ -37,8 +109,6 @@ class EfficientTrainer(Trainer):
             min_run_time_s: Seconds of timing for each batch size.
             json_file: Also write the figures to this file; ``-`` prints them instead of the table.
         """
-        from rich.console import Console
-
         from lightning_efficient.cli.footprint_page import footprint_page
 
         shape = _sample_shape(model, datamodule, input_shape)
@@ -55,14 +125,21 @@ class EfficientTrainer(Trainer):
         except (RuntimeError, AssertionError) as error:
             message = f"the model does not run on an input of shape {list(shape)} ({error}); give another --input_shape"
             raise ConfigurationError(message) from error
-        text = json.dumps(footprint.to_dict(), indent=2)
-        if json_file == "-":
-            say(text)
-            return
-        Console().print(footprint_page(footprint))
-        if json_file:
-            _write(Path(json_file), text)
-            say(json_file)
+        _show(footprint_page(footprint), footprint.to_dict(), json_file)
+
+
+def _show(page: RenderableType, figures: dict[str, Any], json_file: str | None) -> None:
+    """Print a page, or JSON in its place; and write the JSON, if a file is given."""
+    from rich.console import Console
+
+    text = json.dumps(figures, indent=2)
+    if json_file == "-":
+        say(text)
+        return
+    Console().print(page)
+    if json_file:
+        _write(Path(json_file), text)
+        say(json_file)
 
 
 def _write(file: Path, text: str) -> None:

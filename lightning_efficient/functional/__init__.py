@@ -71,8 +71,8 @@ from lightning_efficient.functional.schedules import (
 from lightning_efficient.functional.selective_net import selective_risk_loss
 from lightning_efficient.functional.threshold_grid import GridChoice, best_coverage_at_error, best_error_at_coverage
 from lightning_efficient.functional.thresholds import (
-    Rule,
     ThresholdChoice,
+    ThresholdRule,
     conformal_threshold,
     coverage_threshold,
     empirical_threshold,
@@ -100,12 +100,12 @@ __all__ = [
     "RiskCoverage",
     "RiskCoveragePoints",
     "RiskKind",
-    "Rule",
     "Schedule",
     "Score",
     "SplitBatch",
     "StepSchedule",
     "ThresholdChoice",
+    "ThresholdRule",
     "abstention_log_probabilities",
     "abstention_rate",
     "answer_score",

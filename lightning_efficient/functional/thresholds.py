@@ -27,8 +27,8 @@ from lightning_efficient.functional.binomial import check_delta, clopper_pearson
 from lightning_efficient.functional.operating_points import RiskKind, coverage_at_risk, risk_at_coverage
 from lightning_efficient.functional.risk_coverage import RiskCoverage, as_summary
 
-Rule: TypeAlias = Literal["coverage", "empirical", "sgr", "fixed_sequence", "rcps", "conformal"]
-RULES: tuple[Rule, ...] = ("coverage", "empirical", "sgr", "fixed_sequence", "rcps", "conformal")
+ThresholdRule: TypeAlias = Literal["coverage", "empirical", "sgr", "fixed_sequence", "rcps", "conformal"]
+RULES: tuple[ThresholdRule, ...] = ("coverage", "empirical", "sgr", "fixed_sequence", "rcps", "conformal")
 
 
 class ThresholdChoice(NamedTuple):
@@ -289,7 +289,7 @@ def conformal_threshold(scores: RiskCoverage | Tensor, loss: Tensor | None = Non
     return choice._replace(bound=(choice.errors + 1) / (count + 1)) if choice.accepted else choice
 
 
-def needed_samples(rule: Rule, risk: float, delta: float | None = None) -> int:
+def needed_samples(rule: ThresholdRule, risk: float, delta: float | None = None) -> int:
     """Smallest number of samples with which a rule could accept any, which takes samples without an error.
 
     Args:
@@ -341,7 +341,7 @@ def _probes(count: int) -> int:
     return max((count - 1).bit_length(), 1)
 
 
-def _samples(scores: RiskCoverage | Tensor, loss: Tensor | None, binary: Rule | None = None) -> RiskCoverage:
+def _samples(scores: RiskCoverage | Tensor, loss: Tensor | None, binary: ThresholdRule | None = None) -> RiskCoverage:
     summary = as_summary(scores, loss, None)
     if summary.is_empty:
         raise ConfigurationError("There are no samples to choose a threshold on; give at least one.")
@@ -357,7 +357,7 @@ def _samples(scores: RiskCoverage | Tensor, loss: Tensor | None, binary: Rule | 
     return summary
 
 
-def _enough(rule: Rule, summary: RiskCoverage, risk: float, delta: float | None) -> int:
+def _enough(rule: ThresholdRule, summary: RiskCoverage, risk: float, delta: float | None) -> int:
     """Return how many samples there are, or raise where no outcome on them could meet the target."""
     count, needed = int(summary.total), needed_samples(rule, risk, delta)
     if count < needed:

@@ -14,8 +14,8 @@ from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.functional.operating_points import RISK_KINDS, RiskKind
 from lightning_efficient.functional.thresholds import (
     RULES,
-    Rule,
     ThresholdChoice,
+    ThresholdRule,
     conformal_threshold,
     coverage_threshold,
     empirical_threshold,
@@ -56,7 +56,7 @@ class CalibratedThreshold:
     """
 
     threshold: float
-    rule: Rule
+    rule: ThresholdRule
     kind: RiskKind
     target: float
     confidence: float | None
@@ -76,7 +76,7 @@ class CalibratedThreshold:
             ('inf', True)
         """
         values = {"version": VERSION, **asdict(self)}
-        return values | {"threshold": "inf"} if math.isinf(self.threshold) else values
+        return values | {"threshold": "inf"} if self.threshold == math.inf else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibratedThreshold:
@@ -107,7 +107,7 @@ def calibrate_threshold(
     coverage: float | None = None,
     confidence_level: float | None = None,
     kind: RiskKind = "selective",
-    rule: Rule | None = None,
+    rule: ThresholdRule | None = None,
 ) -> CalibratedThreshold:
     """Choose the threshold of an abstaining classifier on samples that played no part in its training.
 
@@ -175,7 +175,7 @@ def calibrate_threshold(
     )
 
 
-def _rule(rule: Rule | None, coverage: float | None, level: float | None, kind: RiskKind) -> Rule:
+def _rule(rule: ThresholdRule | None, coverage: float | None, level: float | None, kind: RiskKind) -> ThresholdRule:
     """Return the rule that the options mean, or raise where they do not go together."""
     if rule is None:
         if coverage is not None:
@@ -201,7 +201,7 @@ def _rule(rule: Rule | None, coverage: float | None, level: float | None, kind: 
 
 
 def _promise(
-    rule: Rule, kind: RiskKind, target: float, level: float | None, choice: ThresholdChoice, counted: bool
+    rule: ThresholdRule, kind: RiskKind, target: float, level: float | None, choice: ThresholdChoice, counted: bool
 ) -> str:
     share, samples = f"{100 * target:.6g} %", f"{choice.samples:,} calibration samples"
     if rule == "coverage":

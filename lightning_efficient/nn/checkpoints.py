@@ -131,4 +131,8 @@ def _check_shapes(network: nn.Module, own: Mapping[str, Any], found: Mapping[str
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in state.items()}
+    """Return shapes by name; what a module saves beside its weights may have any, which it looks at itself."""
+    return {
+        name: tuple(value.shape) if isinstance(value, Tensor) and not name.endswith("_extra_state") else ()
+        for name, value in state.items()
+    }

@@ -19,6 +19,11 @@ def test_help_lists_every_verb(command: Command, words: tuple[str, ...]) -> None
         assert f"\n  {verb:<10}" in result.out
 
 
+def test_help_lists_the_verbs_in_the_order_of_their_use(command: Command) -> None:
+    assert [*main.VERBS][:5] == ["fit", "validate", "test", "calibrate", "predict"]
+    assert "  calibrate choose the confidence from which a model answers\n" in command("--help").out
+
+
 def test_help_fits_eighty_columns(command: Command) -> None:
     assert max(map(len, command("--help").out.splitlines())) <= 80
 

@@ -21,6 +21,8 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.abstention import answer_score, gamblers_loss
 from lightning_efficient.functional.entropy_penalty import entropy_penalty
 from lightning_efficient.functional.one_sided import one_sided_costs
+from lightning_efficient.inference import AbstainingPredictor, ThresholdFile, calibrate_threshold
+from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.modules.selective_classifier import SelectiveClassifier
 
 FEATURES, CLASSES, BATCH = 6, 4, 16
@@ -364,6 +366,23 @@ def test_a_checkpoint_holds_all_that_prediction_needs(objective: str, tmp_path: 
     images = torch.randn(5, 1, 16, 16)
     for one, other in zip(module.eval().scored(images), loaded.scored(images), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_calibrated_checkpoint_predicts_with_the_confidence_of_its_heads(objective: str, tmp_path: Path) -> None:
+    module = classifier(objective)
+    engine = trainer(max_epochs=2)
+    engine.fit(module, loader())
+    engine.save_checkpoint(tmp_path / "one.ckpt")
+    inputs, labels, _ = samples().tensors
+    logits, sure = module.eval().scored(inputs)
+    found = calibrate_threshold(sure, logits.argmax(1) != labels, coverage=0.5)
+    file = ThresholdFile(found, "confidence", "val", "0" * 64, hash_checkpoint(tmp_path / "one.ckpt"))
+    file.write(ThresholdFile.beside(tmp_path / "one.ckpt"))
+    predictor = AbstainingPredictor.from_checkpoint(classifier(objective), tmp_path / "one.ckpt")
+    answer = predictor(inputs)
+    assert torch.equal(answer.confidence, sure)
+    assert int(answer.accepted.sum()) == len(inputs) // 2
 
 
 def test_weights_of_a_file_are_loaded_before_training(tmp_path: Path) -> None:

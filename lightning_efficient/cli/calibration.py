@@ -1,0 +1,245 @@
+"""What ``lightning-efficient calibrate`` does: one pass over a split, and the threshold that keeps a promise."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_efficient._trainer import callbacks_of, gather_objects
+from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional import RiskKind
+from lightning_efficient.functional.thresholds import ThresholdRule
+from lightning_efficient.inference.threshold_file import (
+    ScoreSource,
+    Split,
+    ThresholdFile,
+    add_bytes,
+    hash_checkpoint,
+)
+from lightning_efficient.inference.thresholds import calibrate_threshold
+from lightning_efficient.nn.checkpoints import read_checkpoint
+from lightning_efficient.typing import Batch, Predictions
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_NEEDS_CONFIDENCE = ("sgr", "fixed_sequence", "rcps")
+_KIND_OF: dict[str, RiskKind] = {
+    "sgr": "selective",
+    "fixed_sequence": "selective",
+    "rcps": "generalized",
+    "conformal": "generalized",
+}
+"""Which risk a rule bounds; the others bound none."""
+_WRITERS = (Checkpoint, SaveConfigCallback, SelectiveCoverage, LatencyProfiler)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options of ``calibrate`` ask for; each mistake is told before the model runs.
+
+    Raises:
+        ConfigurationError: neither risk nor coverage or both, a value outside its range, or options that exclude each
+            other.
+    """
+
+    risk: float | None = None
+    coverage: float | None = None
+    confidence: float | None = None
+    kind: RiskKind | None = None
+    rule: ThresholdRule | None = None
+
+    def __post_init__(self) -> None:
+        if (self.risk is None) == (self.coverage is None):
+            given = "neither is given" if self.risk is None else f"got {self.risk:g} and {self.coverage:g}"
+            raise ConfigurationError(f"calibrate needs one of --risk and --coverage; {given}")
+        _check("risk", self.risk, lambda value: 0 <= value < 1, "at least 0 and below 1, such as 0.01 for 1 %")
+        _check("coverage", self.coverage, lambda value: 0 < value <= 1, "above 0 and at most 1, such as 0.9 for 90 %")
+        _check("confidence", self.confidence, lambda value: 0 < value < 1, "between 0 and 1, such as 0.95 for 95 %")
+        if self.coverage is not None and self.confidence is not None:
+            raise ConfigurationError("--confidence goes with --risk; a coverage is met without it")
+        if self.rule is not None:
+            self._check_rule(self.rule)
+
+    def _check_rule(self, rule: ThresholdRule) -> None:
+        if (rule == "coverage") != (self.coverage is not None):
+            needed = "--coverage" if rule == "coverage" else "--risk"
+            raise ConfigurationError(f"--rule {rule} needs {needed}")
+        if rule in _NEEDS_CONFIDENCE and self.confidence is None:
+            raise ConfigurationError(f"--rule {rule} needs --confidence, such as 0.95")
+        if rule not in _NEEDS_CONFIDENCE and self.confidence is not None:
+            allowed = ", ".join(_NEEDS_CONFIDENCE)
+            raise ConfigurationError(f"--rule {rule} takes no --confidence; those that do are {allowed}")
+        if (bounds := _KIND_OF.get(rule)) and self.kind not in (None, bounds):
+            raise ConfigurationError(f"--rule {rule} bounds the {bounds} risk; leave out --kind {self.kind}")
+
+    @property
+    def risk_kind(self) -> RiskKind:
+        """The kind of risk: as given, or what the rule bounds, or the selective risk."""
+        return self.kind or _KIND_OF.get(self.rule or "", "selective")
+
+
+class Gathering(SelectiveCoverage):
+    """Keep confidence and error of every sample of the first loader, and the SHA-256 of its data; log nothing.
+
+    Args:
+        predictions: Of the ``SelectiveCoverage`` that it takes the place of.
+    """
+
+    def __init__(self, predictions: Predictions | None) -> None:
+        super().__init__(predictions=predictions, name="calibration")
+        self.samples: tuple[Tensor, Tensor] | None = None
+        self.source: ScoreSource = "msp"
+        self.data_sha256 = ""
+        self._digests: list[Any] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._read(outputs, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._read(outputs, batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather over processes."""
+        self._close(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather over processes."""
+        self._close(trainer)
+
+    def _read(self, outputs: Any, batch: Batch, index: int) -> None:
+        if index:
+            return
+        if self.predictions is None and isinstance(outputs, Mapping) and outputs.get("confidence") is not None:
+            self.source = "confidence"
+        leaves = tree_leaves(batch)
+        for number, leaf in enumerate(leaves):
+            if number == len(self._digests):
+                self._digests.append(hashlib.sha256(_kind(leaf).encode()))
+            if isinstance(leaf, Tensor):
+                add_bytes(self._digests[number], leaf)
+            else:
+                self._digests[number].update(repr(leaf).encode())
+
+    def _close(self, trainer: Trainer) -> None:
+        confidence, loss = (values.cpu() for values in self.confidence_and_loss())
+        digest = hashlib.sha256()
+        for own in gather_objects(trainer, [digest.hexdigest() for digest in self._digests]):
+            digest.update(repr(own).encode())
+        for values in (confidence, loss):
+            digest.update(_kind(values).encode())
+            add_bytes(digest, values)
+        self.samples, self.data_sha256 = (confidence, loss.to(confidence.dtype)), digest.hexdigest()
+
+
+def listen(trainer: Trainer, *, progress: bool) -> Gathering:
+    """Put a ``Gathering`` into a Trainer, in the place of its loggers and of what writes into a run folder.
+
+    Args:
+        trainer: The Trainer; changed in place.
+        progress: Whether its progress bar stays.
+    """
+    out = _WRITERS if progress else (*_WRITERS, ProgressBar)
+    predictions = [callback.predictions for callback in callbacks_of(trainer, SelectiveCoverage)]
+    gathering = Gathering(next(filter(None, predictions), None))
+    kept = [callback for callback in trainer.callbacks if not isinstance(callback, out)]  # type: ignore[attr-defined]
+    trainer.callbacks = [*kept, gathering]  # type: ignore[attr-defined]
+    trainer.loggers = []
+    return gathering
+
+
+def calibrated(request: Request, gathering: Gathering, checkpoint: Path, split: Split) -> ThresholdFile:
+    """Choose the threshold on what was gathered.
+
+    Raises:
+        ConfigurationError: there are no samples.
+    """
+    if gathering.samples is None or not len(gathering.samples[0]):
+        other = "test" if split == "val" else "val"
+        raise ConfigurationError(
+            f"--split {split} has no samples; see --trainer.limit_{split}_batches, or take --split {other}"
+        )
+    threshold = calibrate_threshold(
+        *gathering.samples,
+        risk=request.risk,
+        coverage=request.coverage,
+        confidence_level=request.confidence,
+        kind=request.risk_kind,
+        rule=request.rule,
+    )
+    return ThresholdFile(threshold, gathering.source, split, gathering.data_sha256, hash_checkpoint(checkpoint))
+
+
+def chose_checkpoint(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was kept because it was best on the validation split."""
+    callbacks = read_checkpoint(checkpoint, "ckpt_path").get("callbacks") or {}
+    states = [state for state in callbacks.values() if isinstance(state, Mapping)]
+    watching = [state for state in states if "best_model_path" in state and "val" in str(state.get("monitor"))]
+    best = {Path(str(state["best_model_path"])).name for state in watching}
+    return bool(watching) and (checkpoint.stem == "best" or checkpoint.name in best)
+
+
+def threshold_page(file: ThresholdFile, checkpoint: Path) -> Group:
+    """Return the threshold, what it gives on the calibration split, and what it promises, for 80 columns."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    found = file.calibrated
+    cells = {
+        "answer if confidence ≥": f"{found.threshold:.6g}" if math.isfinite(found.threshold) else "never",
+        "coverage": f"{100 * found.coverage:.2f} %",
+        f"{found.kind} risk": f"{100 * found.risk:.2f} %" if found.coverage else "—",
+        "bound": "—" if found.bound is None else f"{100 * found.bound:.2f} %",
+        "samples": str(found.samples),
+    }
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in cells:
+        table.add_column(name, justify="right")
+    table.add_row(*cells.values())
+    return Group(
+        Text(f"  {checkpoint.name} · {file.split} split · rule {found.rule}", style="bold"),
+        table,
+        Text(found.promise),
+    )
+
+
+def _check(option: str, value: float | None, fits: Any, allowed: str) -> None:
+    if value is not None and not fits(value):
+        raise ConfigurationError(f"--{option} is {value:g}; it must be {allowed}")
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype} {tuple(leaf.shape[1:])}" if isinstance(leaf, Tensor) else type(leaf).__name__

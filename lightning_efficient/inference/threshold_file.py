@@ -1,0 +1,199 @@
+"""A calibrated threshold in a file beside the checkpoint it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from lightning_efficient._version import __version__
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.inference.thresholds import CalibratedThreshold
+from lightning_efficient.nn.checkpoints import read_checkpoint
+
+SCHEMA = 1
+"""Version of the format; a file of a newer one is refused."""
+
+ScoreSource: TypeAlias = Literal["confidence", "msp"]
+"""Whose confidence the threshold is of: the module's own, or the maximum softmax probability of its logits."""
+
+Split: TypeAlias = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class ThresholdFile:
+    """What a calibration writes down, as JSON: the threshold, what it was measured on, and whose weights it is for.
+
+    Attributes:
+        calibrated: The threshold and its promise.
+        score: ``confidence``, what the module itself returns, or ``msp`` of its logits.
+        split: Which split it was calibrated on: ``val`` or ``test``.
+        data_sha256: Of that split as the model saw it: inputs and targets after transforms, confidences and errors.
+        weights_sha256: Of the checkpoint's weights, see ``hash_checkpoint``.
+        version: Of this package.
+    """
+
+    calibrated: CalibratedThreshold
+    score: ScoreSource
+    split: Split
+    data_sha256: str
+    weights_sha256: str
+    version: str = __version__
+
+    @staticmethod
+    def beside(ckpt_path: str | Path) -> Path:
+        """Return where the file of a checkpoint is: ``best.threshold.json`` beside ``best.ckpt``.
+
+        Example:
+            >>> ThresholdFile.beside("runs/x/checkpoints/best.ckpt").as_posix()
+            'runs/x/checkpoints/best.threshold.json'
+        """
+        path = Path(ckpt_path)
+        return path.with_name(f"{path.stem}.threshold.json")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that strict JSON can hold."""
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "calibrated": self.calibrated.to_dict(),
+            "score": self.score,
+            "split": self.split,
+            "data_sha256": self.data_sha256,
+            "weights_sha256": self.weights_sha256,
+        }
+
+    def write(self, path: str | Path) -> None:
+        """Write the file whole or not at all: to a file beside it first, which then takes its name.
+
+        Args:
+            path: File; folders are made.
+
+        Raises:
+            ConfigurationError: it cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_text(f"{json.dumps(self.to_dict(), indent=2, allow_nan=False)}\n", encoding="utf-8")
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"the threshold file {path} cannot be written ({error.strerror})") from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> ThresholdFile:
+        """Read a file that ``write`` has written, and check every entry.
+
+        Raises:
+            ConfigurationError: no such file, a damaged one, or one of a newer version of this package.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(f"the threshold file {path} cannot be read ({error.strerror})") from error
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, "it is no JSON") from error
+        if not isinstance(content, Mapping):
+            raise _damaged(path, "it holds no mapping")
+        schema = content.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ConfigurationError(
+                f"the threshold file {path} is of version {content.get('version')} of lightning-efficient, and this is "
+                f"{__version__}; calibrate again, or install that version"
+            )
+        return _parsed(path, content)
+
+    def check_weights(self, ckpt_path: str | Path, path: str | Path) -> None:
+        """Raise unless a checkpoint holds the weights that were calibrated.
+
+        Args:
+            ckpt_path: The checkpoint.
+            path: This file, for the message.
+
+        Raises:
+            ConfigurationError: other weights, or no checkpoint.
+        """
+        if hash_checkpoint(ckpt_path) != self.weights_sha256:
+            raise ConfigurationError(
+                f"the threshold file {path} belongs to other weights than {ckpt_path} holds; calibrate again, or "
+                "remove the file"
+            )
+
+
+def hash_checkpoint(ckpt_path: str | Path) -> str:
+    """Return the SHA-256 of a checkpoint's weights: names, shapes, dtypes and bytes, and nothing else of the file.
+
+    Raises:
+        ConfigurationError: no such file, a damaged one, or one without weights.
+    """
+    path = Path(ckpt_path)
+    stored = read_checkpoint(path, "ckpt_path")
+    state = stored.get("state_dict", stored) if isinstance(stored, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ConfigurationError(f"ckpt_path: {str(path)!r} is no checkpoint, or it is damaged")
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
+            add_bytes(digest, value)
+        else:
+            digest.update(repr((name, value)).encode())
+    return digest.hexdigest()
+
+
+def add_bytes(digest: Any, value: Tensor) -> None:
+    """Feed a ``hashlib`` digest with the bytes of a tensor; alike on any device."""
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _parsed(path: Path, content: Mapping[str, Any]) -> ThresholdFile:
+    for name, fits in _ENTRIES.items():
+        if name not in content:
+            raise _damaged(path, f"it has no {name!r}")
+        if not fits(content[name]):
+            raise _damaged(path, f"{name!r} is {_short(content[name])}")
+    try:
+        calibrated = CalibratedThreshold.from_dict(content["calibrated"])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the threshold file {path} is damaged: {error}") from error
+    return ThresholdFile(
+        calibrated, *(content[name] for name in ("score", "split", "data_sha256", "weights_sha256", "version"))
+    )
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+_ENTRIES = {
+    "schema": lambda value: value == SCHEMA and not isinstance(value, bool),
+    "version": lambda value: isinstance(value, str),
+    "calibrated": lambda value: isinstance(value, Mapping),
+    "score": lambda value: value in get_args(ScoreSource),
+    "split": lambda value: value in get_args(Split),
+    "data_sha256": _is_hash,
+    "weights_sha256": _is_hash,
+}
+"""What each entry of the file must be."""
+
+
+def _damaged(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"the threshold file {path} is damaged: {reason}; calibrate again, or remove it")
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
