@@ -102,8 +102,9 @@ def check_checkpoint(path: str) -> None:
     _stored_model(path)
 
 
-def option_names(parser: LightningArgumentParser) -> list[str]:
-    """Return the names of all options of a parser and of its verbs, such as ``trainer.max_epochs``."""
+def option_names(parser: LightningArgumentParser, verb: str) -> list[str]:
+    """Return the names of the options of a parser and of one of its verbs, such as ``trainer.max_epochs``."""
     verbs = parser._subcommands_action._name_parser_map if parser._subcommands_action else {}
-    names = {action.dest.partition(":")[0] for one in (parser, *verbs.values()) for action in one._actions}
+    own = [verbs[verb]] if verb in verbs else list(verbs.values())
+    names = {action.dest.partition(":")[0] for one in (parser, *own) for action in one._actions}
     return sorted(name for name in names if not name.endswith(".help"))

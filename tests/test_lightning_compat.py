@@ -171,13 +171,16 @@ def test_parsing_only_seeds_builds_and_runs_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_options_of_all_verbs_are_named() -> None:
-    names = option_names(cli(ParsingCli, "fit", "--model", f"{__name__}.Net", "--model.width=3").parser)
-    assert {"config", "seed_everything", "model", "data", "trainer.max_epochs", "ckpt_path", "verbose"} <= set(names)
+def test_the_options_of_a_verb_are_named_and_without_one_those_of_all() -> None:
+    parser = cli(ParsingCli, "fit", "--model", f"{__name__}.Net", "--model.width=3").parser
+    names = option_names(parser, "fit")
+    assert {"config", "seed_everything", "model", "data", "trainer.max_epochs", "ckpt_path"} <= set(names)
+    assert "verbose" not in names  # that of validate
+    assert set(option_names(parser, "ftt")) > {*names, "verbose"}
     assert [name for name in names if name.endswith(".help") or ":" in name] == []
     assert names == sorted(set(names))
 
 
 def test_the_options_of_a_parser_without_verbs_are_named() -> None:
     parser = Cli(BoringModel, args=["--trainer.accelerator=cpu"], run=False, save_config_callback=None).parser
-    assert {"trainer.max_epochs", "data"} <= set(option_names(parser))
+    assert {"trainer.max_epochs", "data"} <= set(option_names(parser, ""))

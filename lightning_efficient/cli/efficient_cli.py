@@ -68,7 +68,8 @@ class EfficientCLI(ExplicitArgumentsWin):
         try:
             super().parse_arguments(parser, args)
         except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, OSError, yaml.YAMLError) as error:
-            raise ConfigurationError(explain(error, option_names(parser))) from error
+            words = args if isinstance(args, list) else sys.argv[1:]
+            raise ConfigurationError(explain(error, option_names(parser, words[0] if words else ""))) from error
 
     def instantiate_classes(self) -> None:
         """Build model, data and Trainer, and say in one line what cannot be built."""

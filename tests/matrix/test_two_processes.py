@@ -90,8 +90,9 @@ def test_each_process_carries_its_own_state_over_a_resume(results: Any) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_of_uneven_shards_are_those_of_one_process(results: Any) -> None:
-    one, *two = results["ours"]
+@pytest.mark.parametrize("module", ["ours", "own"])
+def test_metrics_of_uneven_shards_are_those_of_one_process(module: str, results: Any) -> None:
+    one, *two = results[module]
     assert {"val/loss", "val/accuracy", "val/calibration_error", "val/aurc", "selective/val_aurc"} <= one.keys()
     for rank in two:
         assert {name: float(value) for name, value in rank.items()} == pytest.approx(

@@ -161,6 +161,14 @@ def metrics_of_ours(folder: Path, processes: int) -> list[dict[str, Tensor]]:
     return validate(folder, classifier(), data, SelectiveCoverage(), processes=processes)
 
 
+def metrics_of_its_own_confidence(folder: Path, processes: int) -> list[dict[str, Tensor]]:
+    """Validate a classifier with a confidence of its own."""
+    L.seed_everything(0, verbose=False)
+    data = UnevenDigits(image_size=16, in_chans=1, batch_size=16)
+    module = SelectiveClassifier("test_efficientnet", 10, 1, "gamblers")
+    return validate(folder, module, data, SelectiveCoverage(), processes=processes)
+
+
 def metrics_of_a_foreign_loader(folder: Path, processes: int) -> list[dict[str, Tensor]]:
     """Validate a foreign module on a plain loader, into which Lightning puts a sampler that repeats samples."""
     L.seed_everything(0, verbose=False)
@@ -193,6 +201,7 @@ def main(folder: Path) -> None:
         "everything": fit_two(folder, *everything, save, epochs=2),
         "resumed": fit_two(folder, *everything, epochs=2, ckpt_path=folder / "epoch=0.ckpt"),
         "ours": metrics_of_ours(folder, 1) + metrics_of_ours(folder, 2),
+        "own": metrics_of_its_own_confidence(folder, 1) + metrics_of_its_own_confidence(folder, 2),
         "foreign": metrics_of_a_foreign_loader(folder, 1) + metrics_of_a_foreign_loader(folder, 2),
     }
     torch.save(results, folder / "results.pt")
