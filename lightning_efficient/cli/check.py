@@ -10,7 +10,6 @@ from lightning_efficient._lightning_compat import ParsesOnly
 from lightning_efficient.cli.config_files import find, is_fragment, shipped
 from lightning_efficient.cli.efficient_cli import EfficientCLI
 from lightning_efficient.cli.output import say
-from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError
 
 BASE = "quickstart"
@@ -34,7 +33,6 @@ def check_configs(names: Sequence[str]) -> int:
     Raises:
         ConfigurationError: a name is neither a file nor a shipped config.
     """
-    quiet()
     files = {name: find(name) for name in names or shipped()}
     width = max(map(len, files))
     problems = {name: _problem(file) for name, file in files.items()}

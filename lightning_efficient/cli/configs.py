@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from lightning_efficient.cli.config_files import OWN, ConfigFile, find, shipped
 from lightning_efficient.cli.output import complain, say
+from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError
 
 
@@ -52,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         case "cp":
             say(str(_copy(find(options.name), options.target, options.force)))
         case "check":
+            quiet()  # before the import: torch may have something to say as it loads
             from lightning_efficient.cli.check import check_configs
 
             return check_configs(options.names)

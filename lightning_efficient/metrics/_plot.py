@@ -84,8 +84,8 @@ def draw_risk_coverage(
         low, high = band.low.cpu().numpy(), band.high.cpu().numpy()
         words = f"{100 * band.level:g}% interval"
         ax.fill_between(band.coverage.cpu().numpy(), low, high, color=MODEL, alpha=0.25, linewidth=0, label=words)
-    for point in points:
-        _mark(ax, point)
+    for index, point in enumerate(points):
+        _mark(ax, point, 34 * index)
     # The noise of the few surest samples would otherwise set the scale.
     settled = np.concatenate([line[coverage >= 0.02] for line in lines] + [[point.risk for point in points]])
     if band is not None:
@@ -131,7 +131,8 @@ def _dress(ax: Axes, kind: RiskKind, title: str | None, legend_rows: int) -> Non
         ax.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=8 + 16 * legend_rows)
 
 
-def _mark(ax: Axes, point: OperatingPoint) -> None:
+def _mark(ax: Axes, point: OperatingPoint, raised: float) -> None:
+    """Mark a point, its words raised by so many points where there are others."""
     ax.plot(
         [0, point.coverage, point.coverage],
         [point.risk, point.risk, 0],
@@ -154,7 +155,7 @@ def _mark(ax: Axes, point: OperatingPoint) -> None:
     ax.annotate(
         point.text,
         (point.coverage, point.risk),
-        xytext=(-12, 10) if point.coverage > 0.5 else (12, -4),
+        xytext=(-12, 10 + raised) if point.coverage > 0.5 else (12, raised - 4),
         textcoords="offset points",
         ha="right" if point.coverage > 0.5 else "left",
         va="bottom",

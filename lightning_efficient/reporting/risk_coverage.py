@@ -27,9 +27,10 @@ def risk_coverage_figure(
     from matplotlib.figure import Figure
 
     points = []
-    for risk in risks:
+    for risk in sorted(risks):
         coverage, threshold = (float(value) for value in LF.coverage_at_risk(summary, risk=risk, kind=kind))
-        if coverage > 0:
+        # where the same threshold reaches several risks, the lowest says it all
+        if coverage > 0 and all(coverage != point.coverage for point in points):
             text = f"{100 * coverage:.1f} % answered at ≤ {100 * risk:g} % risk\nconfidence ≥ {threshold:.3f}"
             reached = float(LF.risk_at_coverage(summary, coverage=coverage, kind=kind)[0])
             points.append(OperatingPoint(coverage, reached, text))
