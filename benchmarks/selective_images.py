@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, save, table
+from harness import RESULTS, command_line, save, table
 from images import OnDevice
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
@@ -72,7 +72,11 @@ TASKS = {
 }
 METHODS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "CE + SR": [{"objective": "ce"}],
-    "OSP": [{"objective": "osp", "objective_kwargs": {"price": price}} for price in (0.5, 1.0, 2.0)],
+    "OSP": [
+        {"objective": "osp", "objective_kwargs": {"price": price, "dual": dual}}
+        for dual in ("minimax", "fixed")
+        for price in (1.0, 2.0)
+    ],
     "SelectiveNet": [
         {"objective": "selectivenet", "objective_kwargs": {"coverage": coverage}} for coverage in (0.7, 0.85)
     ],
@@ -194,9 +198,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
 
-def study(name: str, seeds: int, device: str, jobs: int, task: Task | None = None) -> dict[str, Any]:
-    """Run a task, and save what there is after each run."""
-    task = task or TASKS[name]
+def study(name: str, seeds: int, device: str, jobs: int, methods: Sequence[str] = tuple(METHODS)) -> dict[str, Any]:
+    """Run a task, and save what there is after each run; methods that are left out stay as they were saved."""
+    task = TASKS[name]
+    file = RESULTS / f"{result_name(name)}.json"
+    before = json.loads(file.read_text()) if file.exists() and len(methods) < len(METHODS) else {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
 
@@ -206,7 +212,7 @@ def study(name: str, seeds: int, device: str, jobs: int, task: Task | None = Non
         tried = {
             method: [run_of(options, SELECTION_SEED) for options in grid]
             for method, grid in METHODS.items()
-            if len(grid) > 1
+            if len(grid) > 1 and method in methods
         }
         selection = {method: [run.result() for run in runs] for method, runs in tried.items()}
         chosen = {method: choose(METHODS[method], found) for method, found in selection.items()}
@@ -218,13 +224,16 @@ def study(name: str, seeds: int, device: str, jobs: int, task: Task | None = Non
             (method, seed): run_of(chosen.get(method, grid[0]), seed)
             for seed in range(seeds)
             for method, grid in METHODS.items()
+            if method in methods
         }
+        runs = before.get("runs", {})
         record: dict[str, Any] = {
             "task": vars(task),
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "selection": selection,
-            "chosen": chosen,
-            "runs": {method: {} for method in METHODS},
+            "selection": before.get("selection", {}) | selection,
+            "chosen": before.get("chosen", {}) | chosen,
+            "commands": before.get("commands", {}) | dict.fromkeys(methods, command_line("selective_images")),
+            "runs": {method: {} if method in methods else runs[method] for method in METHODS},
         }
         for (method, seed), run in final.items():
             record["runs"][method][str(seed)] = run.result()
@@ -238,7 +247,7 @@ def result_name(task: str) -> str:
 
 
 def draw(names: Sequence[str], file: Path) -> None:
-    """Draw the mean joint risk against coverage of every method, relative to the baseline's, a panel per task."""
+    """Draw the mean joint risk against coverage of every method, by its own score, a panel per task."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.1 * len(names), 3.9), dpi=110, layout="constrained")
@@ -277,13 +286,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--draw", metavar="FILE", help="only draw the saved curves of these tasks")
     arguments = parser.parse_args()
     if arguments.draw:
         draw(arguments.tasks, Path(arguments.draw))
         return
     for name in arguments.tasks:
-        study(name, arguments.seeds, arguments.device, arguments.jobs)
+        study(name, arguments.seeds, arguments.device, arguments.jobs, arguments.methods)
 
 
 if __name__ == "__main__":

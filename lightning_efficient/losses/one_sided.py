@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -33,14 +34,15 @@ class OneSidedLoss(SelectiveObjective):
     """One-sided prediction: for each class a set of its own, large at a bounded cost of false positives.
 
     ``(1 - a) · M + a · CE``, where ``M`` is what ``dual`` names and ``CE`` the cross-entropy of an auxiliary classifier
-    that is not used afterwards. A higher price gives fewer errors and less coverage. Accept by the maximum softmax
-    probability, with one threshold for all classes; the error that the paper bounds is the generalized risk. Costs are
-    those of the process's own batch.
+    that is not used afterwards. At the saddle a higher price gives fewer errors and less coverage. Accept by
+    the maximum softmax probability, with one threshold for all classes; the error that the paper bounds is the
+    generalized risk. Costs are those of the process's own batch.
 
     With ``minimax`` the multipliers and the allowances of the K classes are parameters. One optimiser moves all: give
     it ``parameter_groups()`` and call ``project()`` after each of its steps. Where it settles, every multiplier is the
     price; ``fixed`` sets it so from the beginning, has no parameters, and is the cheaper way to the same optimum. The
-    multipliers are slow at the default rate: in a short run they stay near where they began.
+    multipliers are slow at the default rate: in a short run they stay near where they began, at ``price - 0.5``, which
+    is then the weight of the false positives; at a price of 0.5 or less that is none at all, with a warning.
 
     Args:
         num_classes: Classes ``K``, 2 or more.
@@ -109,6 +111,12 @@ class OneSidedLoss(SelectiveObjective):
         least = -math.inf if dual == "release" else 0.0
         if initial_multiplier is None:
             initial_multiplier = max(price - _INITIAL_GAP, least)
+            if dual == "minimax" and initial_multiplier == 0:
+                warnings.warn(
+                    f"price={price!r} starts with multipliers of 0, so that false positives cost nothing until they "
+                    "have risen; give a price above 0.5, an initial_multiplier, or dual='fixed'.",
+                    stacklevel=2,
+                )
         _check_initial("initial_multiplier", initial_multiplier, least)
         _check_initial("initial_allowance", initial_allowance, least)
         self.num_classes, self.price, self.dual, self.constants = num_classes, price, dual, constants

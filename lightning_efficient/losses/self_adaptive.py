@@ -109,8 +109,10 @@ class SelfAdaptiveLoss(SelectiveObjective):
             )
         index = index.to(logits.device).long()
         self.doubt.like(at_least_float32(logits))
-        belief = updated_belief(self.belief(index), logits, target, self.momentum)
-        self._keep(*_of_all_processes(index, 1 - belief))
+        before = self.belief(index)
+        belief = updated_belief(before, logits, target, self.momentum)
+        # a batch that overflowed, which a gradient scaler skips, must not be remembered for ever
+        self._keep(*_of_all_processes(index, 1 - torch.where(belief.isfinite(), belief, before.to(belief.dtype))))
         return belief
 
     def _keep(self, index: Tensor, doubt: Tensor) -> None:

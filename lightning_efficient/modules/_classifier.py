@@ -79,7 +79,7 @@ class Classifier(pl.LightningModule):
         inputs, target, *_ = batch
         self.check(inputs, target)
         logits, own = self.scored(inputs)
-        losses = self.eval_loss(logits.float(), target)
+        losses = self.eval_loss(logits.float(), target.long())
         mean = self.val_loss if stage == "val" else self.test_loss
         mean.update(losses)
         outputs = {"logits": logits, "target": target} | ({} if own is None else {"confidence": own})

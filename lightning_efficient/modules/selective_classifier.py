@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
-from lightning_efficient._trainer import drop_gradients, refuse_shards, take_part
+from lightning_efficient._trainer import drop_gradients, is_rehearsal, refuse_shards, take_part
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.functional._precision import at_least_float32
@@ -37,6 +39,8 @@ SelectiveScore: TypeAlias = ScoreName | Literal["selector", "abstain_logit"] | C
 """How sure the classifier is: from its logits, by a learned head, or a function of the logits ``(N, C)``."""
 
 _HEAD_OF = {"selector": "selection", "abstain_logit": "abstain"}
+_KEPT = "selective_classifier"
+_FUNCTION = "function "
 
 
 class SelectiveClassifier(Classifier):
@@ -60,12 +64,13 @@ class SelectiveClassifier(Classifier):
             training: Huang et al. 2020).
         objective_kwargs: Options of the objective, such as ``{payoff: 2.2}``; see ``lightning_efficient.losses``.
         score: Confidence: ``msp``, ``margin``, ``entropy``, ``energy``, ``max_logit``, ``selector`` (for
-            ``selectivenet``), ``abstain_logit`` (for ``gamblers`` and ``sat``), or a function of the logits. By default
-            what the objective was published with.
-        warmup_epochs: Epochs of plain cross-entropy before the objective. By default the share of the run that the
-            authors took: half of it for ``sat``, a third for ``gamblers`` with a payoff below 6.1, else none.
-        entropy_weight: Weight of the mean entropy of the class probabilities, added to any objective (Feng et al.
-            2023); 0 for none.
+            ``selectivenet``), ``abstain_logit`` (for ``gamblers`` and ``sat``), or a function of the logits ``(N, C)``
+            or its import path. By default what the objective was published with.
+        warmup_epochs: Epochs of cross-entropy before the objective. By default the share of the Trainer's
+            ``max_epochs`` that the authors took: half of it for ``sat``, a third for ``gamblers`` with a payoff below
+            6.1, else none. A run that is resumed keeps the length that it began with.
+        entropy_weight: Weight of the mean entropy of the class probabilities, added to any objective and to the
+            cross-entropy of the warm-up (Feng et al. 2023); 0 for none.
         entropy_form: ``true`` entropy, or the ``released`` one, with logits in the place of log-probabilities.
         pretrained: Whether the backbone starts from timm's weights.
         backbone_kwargs: Further arguments of ``timm.create_model``.
@@ -91,7 +96,7 @@ class SelectiveClassifier(Classifier):
         in_chans: int | None = 3,
         objective: SelectiveObjectiveName = "ce",
         objective_kwargs: dict[str, Any] | None = None,
-        score: SelectiveScore | None = None,
+        score: str | Callable[[Tensor], Tensor] | None = None,
         warmup_epochs: int | None = None,
         entropy_weight: float = 0.0,
         entropy_form: EntropyForm = "true",
@@ -136,13 +141,17 @@ class SelectiveClassifier(Classifier):
         self.lr_interval = lr_interval
         self._backbone_checkpoint = backbone_checkpoint
         self._rows: int | None = None
+        self._keyed: Any = None
+        self._warmup = 0
         self.add_metrics()
 
-    def _checked_score(self, objective: str, score: SelectiveScore | None) -> SelectiveScore:
+    def _checked_score(self, objective: str, score: str | Callable[[Tensor], Tensor] | None) -> SelectiveScore:
         if score is None:
             return cast(SelectiveScore, self.objective.default_score)
         if callable(score):
             return score
+        if "." in score:
+            return _imported(score)
         heads = [name for name, head in _HEAD_OF.items() if head in self.objective.needs]
         if score in _HEAD_OF and score not in heads:
             allowed = [*get_args(ScoreName), *heads]
@@ -151,7 +160,7 @@ class SelectiveClassifier(Classifier):
                 f"{', '.join(allowed)}"
             )
         check_choice("model.score", score, [*get_args(ScoreName), *heads])
-        return score
+        return cast(SelectiveScore, score)
 
     def _metrics(self, prefix: str) -> MetricCollection:
         return MetricCollection(
@@ -172,51 +181,78 @@ class SelectiveClassifier(Classifier):
         refuse_shards(self.trainer, "SelectiveClassifier")
         if self._backbone_checkpoint is not None and self.trainer.ckpt_path is None:
             load_weights(self.backbone, self._backbone_checkpoint, option="model.backbone_checkpoint")
-        self._backbone_checkpoint = None  # a second fit goes on where the first one ended
+        self._backbone_checkpoint = None  # a second fit goes on with the weights that the first one left
         data: Any = getattr(self.trainer, "datamodule", None)
+        self._rows = None
         if self.objective.needs_index and hasattr(data, "sample_keys"):
-            data.sample_keys = True
+            if not data.sample_keys:
+                data.sample_keys, self._keyed = True, data
             self._rows = data.train_size
         self._warmup = self._warmup_epochs()
 
+    def teardown(self, stage: str) -> None:
+        """Leave the data module as it was."""
+        if self._keyed is not None:
+            self._keyed.sample_keys, self._keyed = False, None
+
     def _warmup_epochs(self) -> int:
-        if self.warmup_epochs is not None:
-            return self.warmup_epochs
-        share, epochs = self.objective.warmup_share(), self.trainer.max_epochs
-        if share and (epochs is None or epochs < 0):
+        epochs, share = self.trainer.max_epochs, self.objective.warmup_share()
+        ends = epochs is not None and epochs >= 0
+        by_default = self.warmup_epochs is None and share and not is_rehearsal(self.trainer)
+        if by_default and (not ends or self.trainer.max_steps >= 0):
             raise ConfigurationError(
-                "model.warmup_epochs is not given, and is a share of the run, which has no end; give it, or "
-                "trainer.max_epochs"
+                "model.warmup_epochs is not given, and by default is a share of trainer.max_epochs, which is not "
+                "given alone; give model.warmup_epochs"
             )
-        return int(share * (epochs or 0))
+        length = int(share * (epochs or 0)) if self.warmup_epochs is None else self.warmup_epochs
+        if ends and length and length >= cast(int, epochs) and not is_rehearsal(self.trainer):
+            rank_zero_warn(
+                f"the warm-up of {length} epochs lasts as long as the run: nothing is trained with the objective, and "
+                "its heads stay as they are"
+            )
+        return length
 
     @property
     def warming_up(self) -> bool:
-        """Whether this epoch trains with plain cross-entropy."""
+        """Whether this epoch trains with cross-entropy, and leaves heads and multipliers alone."""
         return self.current_epoch < self._warmup
 
     def configure_optimizers(self) -> Any:
         """Build one optimiser: a group for the network with its heads, and groups for the objective's multipliers."""
         network = [*self.backbone.parameters(), *self.heads.parameters()]
         own = [dict(group) for group in self.objective.parameter_groups()]
-        scales = [1.0, *(group.pop("lr_scale", 1.0) for group in own)]
-        try:
-            optimizer = self.optimizer([{"params": network, "name": "network"}, *own] if own else network)
-        except ValueError as error:  # LBFGS takes no groups
-            raise ConfigurationError(f"model.optimizer: {error}") from error
-        if any(group.get("maximize") for group in own) and "maximize" not in optimizer.defaults:
-            raise ConfigurationError(
-                f"model.optimizer: {type(optimizer).__name__} has no option 'maximize', which the multipliers need; "
-                "take one of torch.optim, or set dual: fixed in model.objective_kwargs"
-            )
-        for group, scale in zip(optimizer.param_groups, scales, strict=True):
-            group["lr"] *= scale
-        # not in a hook of the module: a checkpoint may be saved between the step and that hook
-        optimizer.register_step_post_hook(lambda *_: self.objective.project())
+        optimizer = self._with_multipliers(network, own) if own else self.optimizer(network)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval}}
+
+    def _with_multipliers(self, network: list[nn.Parameter], own: list[dict[str, Any]]) -> Optimizer:
+        scales = [group.pop("lr_scale", 1.0) for group in own]
+        groups = [{"params": network, "name": "network"}, *own]
+        try:
+            optimizer = self.optimizer(groups)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"model.optimizer cannot take groups of parameters ({error}), which the multipliers need; take one of "
+                "torch.optim, or set dual: fixed in model.objective_kwargs"
+            ) from error
+        if len(optimizer.param_groups) != len(groups) or "maximize" not in optimizer.defaults:
+            raise ConfigurationError(
+                f"model.optimizer: {type(optimizer).__name__} has no option 'maximize', or makes other groups, and the "
+                "multipliers need both; take one of torch.optim, or set dual: fixed in model.objective_kwargs"
+            )
+
+        def set_rates(*_: Any) -> None:
+            # before each step, as some schedulers give all groups one rate; tensors must not be changed in place
+            for group, scale in zip(optimizer.param_groups[1:], scales, strict=True):
+                group["lr"] = optimizer.param_groups[0]["lr"] * scale
+
+        set_rates()
+        optimizer.register_step_pre_hook(set_rates)
+        # not in a hook of the module: a checkpoint may be saved between the step and that hook
+        optimizer.register_step_post_hook(lambda *_: self.objective.project())
+        return optimizer
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return class scores ``(N, num_classes)``, without an abstention logit."""
@@ -251,7 +287,7 @@ class SelectiveClassifier(Classifier):
         self.check(inputs, target)
         outputs = self.outputs(inputs)
         if self.warming_up:
-            loss = nn.functional.cross_entropy(at_least_float32(outputs.logits), target)
+            loss = nn.functional.cross_entropy(at_least_float32(outputs.logits), target.long())
             loss = take_part(self.trainer, loss, self._resting())
             terms = {}
         else:
@@ -282,6 +318,42 @@ class SelectiveClassifier(Classifier):
         if self.warming_up:
             drop_gradients(self._resting())
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how long the warm-up is, which a longer run would have longer, and whether the score is a function."""
+        checkpoint[_KEPT] = {"warmup_epochs": self._warmup, "score": _name(self.score)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the same warm-up; a file of first weights has no part in it any more.
+
+        Raises:
+            ConfigurationError: the score of the checkpoint is a function, and none is given.
+        """
+        self._backbone_checkpoint = None
+        kept = checkpoint.get(_KEPT, {})
+        if self.warmup_epochs is None:
+            self._warmup = kept.get("warmup_epochs", self._warmup)
+        score = kept.get("score", _name(self.score))
+        if score.startswith(_FUNCTION) and not callable(self.score):
+            raise ConfigurationError(
+                f"model.score of the checkpoint is the {score}, which it cannot hold, and {self.score!r} is given; "
+                "give the function as score"
+            )
+
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _imported(path: str) -> Callable[[Tensor], Tensor]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"model.score: there is no function {path!r} ({error})") from error
+    if not callable(found):
+        raise ConfigurationError(f"model.score: {path!r} is a {type(found).__name__}, not a function of the logits")
+    return found
+
+
+def _name(score: SelectiveScore) -> str:
+    return f"{_FUNCTION}{getattr(score, '__qualname__', type(score).__name__)}" if callable(score) else score

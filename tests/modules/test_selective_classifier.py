@@ -24,6 +24,7 @@ from lightning_efficient.functional.one_sided import one_sided_costs
 from lightning_efficient.inference import AbstainingPredictor, ThresholdFile, calibrate_threshold
 from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.modules.selective_classifier import SelectiveClassifier
+from lightning_efficient.nn import SelectiveOutputs
 
 FEATURES, CLASSES, BATCH = 6, 4, 16
 OBJECTIVES = ("ce", "osp", "selectivenet", "gamblers", "sat")
@@ -201,6 +202,14 @@ def test_bins_that_cannot_hold_the_confidence_are_refused() -> None:
     assert 0 < float(engine.callback_metrics["selective/val_aurc"]) < 1
 
 
+def test_a_selector_in_half_precision_is_compared_in_single() -> None:
+    module = classifier("selectivenet")
+    logit = torch.tensor([9.1, 9.2], dtype=torch.float16)  # one sigmoid apart in float16, two in float32
+    outputs = SelectiveOutputs(torch.zeros(2, CLASSES), selection_logit=logit)
+    torch.testing.assert_close(module.confidence(outputs), logit.float().sigmoid())
+    assert module.confidence(outputs).unique().numel() == 2
+
+
 # warm-up
 
 
@@ -232,6 +241,27 @@ def test_a_run_without_end_needs_the_length_of_the_warm_up() -> None:
         trainer(max_epochs=-1, max_steps=1).fit(classifier("sat", warmup_epochs=None), loader())
 
 
+def test_a_run_by_steps_needs_the_length_of_the_warm_up_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"model\.warmup_epochs is not given.*share of trainer\.max_epochs"):
+        trainer(max_epochs=9, max_steps=3).fit(classifier("sat", warmup_epochs=None), loader())
+
+
+def test_a_warm_up_as_long_as_the_run_is_told() -> None:
+    with pytest.warns(UserWarning, match="the warm-up of 5 epochs lasts as long as the run"):
+        trainer(max_epochs=3).fit(classifier("gamblers", warmup_epochs=5), loader())
+
+
+def test_a_run_that_is_made_longer_keeps_its_warm_up(tmp_path: Path) -> None:
+    first, then = Watch(), Watch()
+    engine = trainer(first, max_epochs=4)
+    engine.fit(classifier("sat", warmup_epochs=None), loader())
+    engine.save_checkpoint(tmp_path / "four.ckpt")
+    trainer(then, max_epochs=12).fit(classifier("sat", warmup_epochs=None), loader(), ckpt_path=tmp_path / "four.ckpt")
+    assert first.warm == [True] * 8 + [False] * 8
+    assert then.warm == [False] * 32
+    assert not classifier().warming_up  # also asked before any fit
+
+
 # multipliers
 
 
@@ -246,6 +276,55 @@ def test_multipliers_ascend_slowly_without_decay_and_stay_at_zero_or_above() -> 
     assert groups[0]["weight_decay"] == 0.01
     assert sum(parameter.numel() for group in own for parameter in group["params"]) == 2 * CLASSES
     assert all(bool((value >= 0).all()) for value in module.objective.parameters())
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=8),
+        partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=8, eta_min=0.02),
+        partial(torch.optim.lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.1),
+    ],
+)
+def test_multipliers_are_slower_than_the_network_whatever_the_schedule(scheduler: Any) -> None:
+    rates: list[list[float]] = []
+
+    def watched(groups: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+        optimizer.register_step_post_hook(lambda *_: rates.append([group["lr"] for group in optimizer.param_groups]))
+        return optimizer
+
+    module = classifier("osp", optimizer=watched, lr_scheduler=scheduler, lr_interval="step")
+    trainer(max_epochs=2).fit(module, loader())
+    assert len({network for network, *_ in rates}) > 3
+    for network, allowances, multipliers in rates:
+        assert [allowances, multipliers] == pytest.approx([network, 0.01 * network])
+
+
+def test_a_rate_that_is_a_tensor_is_left_alone() -> None:
+    module = classifier("osp", optimizer=partial(torch.optim.AdamW, lr=torch.tensor(0.1)))
+    engine = trainer(max_steps=1)
+    engine.fit(module, loader())
+    assert [float(group["lr"]) for group in engine.optimizers[0].param_groups] == pytest.approx([0.1, 0.1, 0.001])
+
+
+def test_the_baseline_takes_an_optimiser_with_groups_of_its_own() -> None:
+    def split(parameters: Any) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        rest = [parameter for parameter in parameters if parameter.ndim < 2]
+        return torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}])
+
+    engine = trainer(max_steps=1)
+    engine.fit(classifier("gamblers", optimizer=split), loader())
+    assert [group["weight_decay"] for group in engine.optimizers[0].param_groups] == [0.05, 0.0]
+    with pytest.raises(ConfigurationError, match=r"model\.optimizer cannot take groups of parameters.*dual: fixed"):
+        trainer(max_steps=1).fit(classifier("osp", optimizer=split), loader())
+
+
+def test_a_price_that_starts_without_a_penalty_is_told() -> None:
+    with pytest.warns(UserWarning, match="starts with multipliers of 0"):
+        classifier("osp", objective_kwargs={"price": 0.5})
 
 
 @pytest.mark.parametrize("multiplier", [0.0, 1.0])
@@ -296,6 +375,36 @@ def test_self_adaptive_training_finds_the_samples_of_our_data_modules_again() ->
     # keys of augmented images differ from epoch to epoch; the samples are 64
     assert doubt.shape == (64,)
     assert bool((doubt > 0).all())
+
+
+def test_a_data_module_is_left_as_it_was() -> None:
+    data = Digits(image_size=16, in_chans=1, batch_size=32, train_samples=64)
+    module = SelectiveClassifier("cifar_resnet10_xxxs", 10, 1, "sat", warmup_epochs=0)
+    trainer(limit_val_batches=0).fit(module, datamodule=data)
+    assert data.sample_keys is False
+    # another loader has more samples than that data module
+    inputs, labels = torch.randn(96, 1, 16, 16), torch.randint(10, (96,))
+    own = DataLoader(TensorDataset(inputs, labels, torch.arange(96)), batch_size=32)
+    trainer().fit(module, own)
+    assert module.objective.doubt.values.shape == (96,)
+
+
+def test_a_batch_that_overflows_is_not_remembered() -> None:
+    class Overflows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.calls = nn.Linear(FEATURES, CLASSES), 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            return self.head(inputs * (torch.inf if self.calls == 1 else 1))
+
+    module, watch = classifier("sat", backbone=Overflows()), Watch()
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    trainer(watch, max_epochs=2, plugins=[scaler]).fit(module, loader())
+    assert not watch.outputs[0]["loss"].isfinite()
+    assert all(output["loss"].isfinite() for output in watch.outputs[1:])
+    assert bool(module.objective.doubt.values.isfinite().all())
 
 
 def test_self_adaptive_training_without_an_index_says_what_is_missing() -> None:
@@ -385,12 +494,44 @@ def test_a_calibrated_checkpoint_predicts_with_the_confidence_of_its_heads(objec
     assert int(answer.accepted.sum()) == len(inputs) // 2
 
 
-def test_weights_of_a_file_are_loaded_before_training(tmp_path: Path) -> None:
+def test_weights_of_a_file_are_loaded_before_training_and_never_over_trained_ones(tmp_path: Path) -> None:
     other = network()
     torch.save(other.state_dict(), tmp_path / "weights.pt")
-    module = classifier("osp", backbone_checkpoint=str(tmp_path / "weights.pt"))
+    first = str(tmp_path / "weights.pt")
+    module = classifier("osp", backbone_checkpoint=first)
     trainer(max_steps=0).fit(module, loader())
     assert torch.equal(module.backbone[0].weight, other[0].weight)
+    engine = trainer()
+    engine.fit(module, loader())
+    trained = module.backbone[0].weight.detach().clone()
+    assert not torch.equal(trained, other[0].weight)
+    engine.save_checkpoint(tmp_path / "trained.ckpt")
+    trainer(max_steps=0).fit(module, loader())  # a second fit
+    assert torch.equal(module.backbone[0].weight, trained)
+    resumed = classifier("osp", backbone_checkpoint=first)
+    trainer(max_epochs=1).fit(resumed, loader(), ckpt_path=tmp_path / "trained.ckpt")
+    assert torch.equal(resumed.backbone[0].weight, trained)
+    options = {"backbone": network(), "in_chans": None, "optimizer": sgd}
+    loaded = SelectiveClassifier.load_from_checkpoint(tmp_path / "trained.ckpt", **options)
+    trainer(max_steps=0).fit(loaded, loader())
+    assert torch.equal(loaded.backbone[0].weight, trained)
+
+
+def test_a_checkpoint_cannot_hold_a_score_that_is_a_function(tmp_path: Path) -> None:
+    engine = trainer()
+    engine.fit(classifier(score=lambda logits: -logits.var(1)), loader())
+    engine.save_checkpoint(tmp_path / "one.ckpt")
+    options = {"backbone": network(), "in_chans": None}
+    with pytest.raises(ConfigurationError, match=r"model\.score of the checkpoint is the function .*lambda.*'msp'"):
+        SelectiveClassifier.load_from_checkpoint(tmp_path / "one.ckpt", **options)
+    SelectiveClassifier.load_from_checkpoint(tmp_path / "one.ckpt", score=LF.max_logit, **options)
+
+
+def test_a_function_may_be_named_by_its_import_path() -> None:
+    module = classifier(score="lightning_efficient.functional.max_logit")
+    inputs = samples().tensors[0]
+    logits, sure = module.eval().scored(inputs)
+    torch.testing.assert_close(sure, logits.amax(1))
 
 
 def test_a_batch_may_lack_classes() -> None:
@@ -418,6 +559,8 @@ def test_a_batch_may_lack_classes() -> None:
             r"model\.score is 'selector', and objective 'osp' trains no such head",
         ),
         ({"objective": "sat", "score": "mps"}, r"model\.score='mps' is not one of .*Did you mean 'msp'"),
+        ({"score": "nowhere.score"}, r"model\.score: there is no function 'nowhere\.score'"),
+        ({"score": "os.sep"}, r"model\.score: 'os\.sep' is a str, not a function"),
         ({"entropy_weight": -1.0}, r"model\.entropy_weight is -1"),
         ({"entropy_form": "relased"}, r"model\.entropy_form='relased' is not one of"),
         ({"warmup_epochs": -2}, r"model\.warmup_epochs is -2"),
