@@ -250,11 +250,15 @@ def draw(names: Sequence[str], file: Path) -> None:
     """Draw the mean joint risk against coverage of every method, by its own score, a panel per task."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.1 * len(names), 3.9), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    columns = min(len(names), 2)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.3 * columns, 3.5 * rows), dpi=85, layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in panels[len(names) :]:
+        spare.remove()
     colors = ("#343a40", "#3b5bdb", "#0ca678", "#e8590c", "#9c36b5", "#c2255c")
     coverage = [100 * (step + 1) / GRID for step in range(GRID)]
-    for ax, name in zip(panels, names, strict=True):
+    for ax, name in zip(panels, names, strict=False):
         record = json.loads((RESULTS / f"{result_name(name)}.json").read_text())
         own = [(method, seeds) for method, label, seeds in series(record) if not label]
         for (method, seeds), color in zip(own, colors, strict=True):
@@ -265,12 +269,12 @@ def draw(names: Sequence[str], file: Path) -> None:
         ax.plot(coverage, perfect, color="#adb5bd", linewidth=1, linestyle=(0, (4, 3)), label="perfect ranking of CE's")
         ax.set_title(name, loc="left", fontsize=11, fontweight="bold", color="#343a40")
         ax.set_xlabel("answered, % of all samples")
+        ax.set_ylabel("answered wrongly, % of all samples")
         ax.set_xlim(*limits(name))
         shown = [risk for share, risk in zip(coverage, perfect, strict=True) if share <= ax.get_xlim()[1]]
         ax.set_ylim(0, 1.15 * max(max(line.get_ydata()) for line in ax.lines) if shown else None)
         ax.grid(color="#e9ecef", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("answered wrongly, % of all samples")
     panels[0].legend(frameon=False, fontsize=8, loc="upper left")
     figure.savefig(file)
 

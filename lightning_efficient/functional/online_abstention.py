@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_fraction
+from lightning_efficient.functional._precision import at_least_float32
 
 ABSTAIN = -1
 """The prediction that stands for no answer."""
@@ -63,7 +64,8 @@ def expert_predictions(scores: Tensor, thresholds: Tensor | Sequence[float]) -> 
 
     Args:
         scores: Scores of ``M`` classifiers, any float dtype: ``(M, K)`` of one sample, or ``(M, K, N)`` of ``N``.
-        thresholds: ``T`` thresholds in the units of the scores.
+        thresholds: ``T`` thresholds in the units of the scores. They are compared in the dtype of the scores, float32 at
+            least, so that a float32 score of 0.9 reaches the Python float 0.9.
 
     Returns:
         Class or -1 for an abstention, int64, ``(M * T,)`` for one sample, else ``(N, M * T)``; all thresholds of the
@@ -77,12 +79,13 @@ def expert_predictions(scores: Tensor, thresholds: Tensor | Sequence[float]) -> 
         >>> expert_predictions(scores, [0.5, 0.8]).tolist()
         [0, 0, 1, -1]
     """
-    limits = torch.as_tensor(thresholds, dtype=torch.float64, device=scores.device)
+    scores = at_least_float32(scores)
+    limits = torch.as_tensor(thresholds, dtype=scores.dtype, device=scores.device)
     if scores.ndim not in (2, 3):
         raise ConfigurationError(f"scores has the shape {tuple(scores.shape)}; give (M, K) or (M, K, N).")
     if limits.ndim != 1 or not len(limits):
         raise ConfigurationError(f"thresholds has the shape {tuple(limits.shape)}; give one or more, in one dimension.")
-    best = scores.double().max(dim=1)
+    best = scores.max(dim=1)
     said = torch.where(
         best.values[:, None] >= limits.view(-1, *[1] * (scores.ndim - 2)), best.indices[:, None], ABSTAIN
     )

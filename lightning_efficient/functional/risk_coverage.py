@@ -73,23 +73,32 @@ class RiskCoverage:
         return self.losses / self.total
 
     @classmethod
-    def from_histogram(cls, counts: Tensor, losses: Tensor, low: float = 0.0, high: float = 1.0) -> RiskCoverage:
+    def from_histogram(
+        cls,
+        counts: Tensor,
+        losses: Tensor,
+        low: float = 0.0,
+        high: float = 1.0,
+        *,
+        dtype: torch.dtype = torch.float64,
+    ) -> RiskCoverage:
         """Make the summary from equal-width bins of the confidence.
 
-        Samples of one bin count as tied, and the threshold that accepts them is the lower edge of the bin.
+        Samples of one bin count as tied, and the threshold that accepts them is the lower edge of the bin, as a number
+        of the dtype of the confidences: a float32 score of 0.7 is below the float64 number 0.7.
 
         Args:
             counts: Samples (or weight) in each bin, ascending confidence, shape ``(B,)``.
             losses: Summed loss in each bin, shape ``(B,)``.
             low: Lower edge of the first bin.
             high: Upper edge of the last bin.
+            dtype: Of the confidences that were counted, and so of the thresholds: float32 or float64.
 
         Example:
             >>> RiskCoverage.from_histogram(torch.tensor([2, 0, 3]), torch.tensor([1.0, 0.0, 0.0]), 0, 3)
             RiskCoverage(points=2, total=5, total_loss=1)
         """
-        bins = torch.arange(counts.numel(), dtype=torch.float64, device=counts.device)
-        edges = low + (high - low) * bins / counts.numel()
+        edges = bin_edges(counts.numel(), low, high, dtype=dtype, device=counts.device)
         surest_first = (counts > 0).nonzero().squeeze(1).flip(0)
         counts, losses = counts.double()[surest_first], losses.double()[surest_first]
         return cls(edges[surest_first], counts.cumsum(0), losses.cumsum(0))
@@ -180,6 +189,32 @@ def sort_into_groups(confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     keys, order = _descending_keys(confidence).sort()
     last = _ends_of_ties(keys)
     return order, last, _key_to_score(~keys[last], confidence.dtype)
+
+
+def bin_edges(bins: int, low: float, high: float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the lower edge of each of some equal-width bins, ascending, rounded to a dtype; shape ``(B,)``."""
+    return (low + (high - low) * torch.arange(bins, dtype=torch.float64, device=device) / bins).to(dtype)
+
+
+def bin_indices(confidence: Tensor, edges: Tensor, low: float, high: float) -> Tensor:
+    """Return the last bin whose edge each confidence reaches, compared as they are, and 0 where it reaches none.
+
+    Args:
+        confidence: Shape ``(N,)``, float32 or float64.
+        edges: What :func:`bin_edges` gives for the dtype of the confidence, shape ``(B,)``.
+        low: See :func:`bin_edges`.
+        high: See :func:`bin_edges`.
+
+    Returns:
+        Index, int64 ``(N,)``.
+    """
+    bins = len(edges)
+    scale, slip = bins / (high - low), 8 * torch.finfo(edges.dtype).eps * max(abs(low), abs(high))
+    if slip * scale > 0.25:  # bins hardly wider than the rounding of their edges
+        return torch.bucketize(confidence, edges[1:], right=True)
+    # Several times faster than a search: the product, raised by more than all rounding, is right or one too high.
+    index = ((confidence.double() - (low - slip)) * scale).clamp_(0, bins - 1).long()
+    return (index - (confidence < edges[index]).long()).clamp_(min=0)
 
 
 def checked_samples(

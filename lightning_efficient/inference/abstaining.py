@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+import torch
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
@@ -48,6 +49,8 @@ class AbstainingPredictor(nn.Module):
     A confidence that is not finite is never accepted. A threshold of infinity, which calibration gives where none keeps
     its promise, accepts nothing. Costs what the network costs, and one comparison per sample.
 
+    ``state_dict`` holds the threshold beside the network's weights, as a float64 number; the score it does not hold.
+
     Args:
         network: From inputs to logits ``(N, C)``, or to a mapping with ``logits`` and perhaps ``confidence`` ``(N,)``.
             One with a method ``scored``, as our classifiers have it, is asked by that: it returns logits, and a
@@ -80,8 +83,7 @@ class AbstainingPredictor(nn.Module):
         self.calibrated = threshold if isinstance(threshold, CalibratedThreshold) else None
         self.threshold = float(threshold.threshold if isinstance(threshold, CalibratedThreshold) else threshold)
         self.score = score
-        if math.isnan(self.threshold):
-            raise ConfigurationError("threshold is nan; it must be a number, or inf to accept nothing")
+        _refuse_nan(self.threshold)
 
     @classmethod
     def from_checkpoint(cls, network: nn.Module, ckpt_path: str | Path) -> AbstainingPredictor:
@@ -93,14 +95,31 @@ class AbstainingPredictor(nn.Module):
             ckpt_path: Checkpoint with a ``.threshold.json`` beside it, as ``lightning-efficient calibrate`` writes it.
 
         Raises:
-            ConfigurationError: no checkpoint or no threshold file, a damaged one, one of other weights, or weights of
-                another architecture.
+            ConfigurationError: no checkpoint or no threshold file, a damaged one, one of other weights or of another
+                score than the network's, or weights of another architecture.
         """
-        path = ThresholdFile.beside(ckpt_path)
+        path = ThresholdFile.find(ckpt_path)
         file = ThresholdFile.read(path)
+        file.check_score(network, path)
         file.check_weights(ckpt_path, path)
         load_weights(network, ckpt_path, option="ckpt_path")
         return cls(network.eval(), file.calibrated, score=file.score)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the threshold, a float64 tensor of shape ``()``, for ``state_dict``."""
+        return torch.tensor(self.threshold, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the threshold of a ``state_dict``; ``calibrated`` becomes ``None`` where it is of another threshold.
+
+        Raises:
+            ConfigurationError: it is no number.
+        """
+        if not isinstance(state, Tensor) or state.numel() != 1:
+            raise ConfigurationError(f"the threshold of the state_dict is a {type(state).__name__}, not one number")
+        self.threshold = _refuse_nan(float(state))
+        if self.calibrated is not None and self.calibrated.threshold != self.threshold:
+            self.calibrated = None
 
     def forward(self, inputs: Any) -> AbstainingPrediction:
         """Return what the network answers to inputs, each of the first dimension."""
@@ -152,6 +171,12 @@ def decide(prediction: Tensor, confidence: Tensor, threshold: float) -> Abstaini
         for sure, number in zip(accepted.tolist(), finite.tolist(), strict=True)
     ]
     return AbstainingPrediction(prediction, accepted, confidence, reason)
+
+
+def _refuse_nan(threshold: float) -> float:
+    if math.isnan(threshold):
+        raise ConfigurationError("threshold is nan; it must be a number, or inf to accept nothing")
+    return threshold
 
 
 def _outputs(outputs: Any) -> tuple[Tensor, Tensor | None]:

@@ -13,11 +13,12 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference.thresholds import CalibratedThreshold
-from lightning_efficient.nn.checkpoints import read_checkpoint
+from lightning_efficient.nn.checkpoints import read_checkpoint, unpacked
 
 SCHEMA = 1
 """Version of the format; a file of a newer one is refused."""
@@ -36,8 +37,11 @@ class ThresholdFile:
         calibrated: The threshold and its promise.
         score: ``confidence``, what the module itself returns, or ``msp`` of its logits.
         split: Which split it was calibrated on: ``val`` or ``test``.
-        data_sha256: Of that split as the model saw it: inputs and targets after transforms, confidences and errors.
+        data_sha256: Of that split as the model saw it: inputs and targets after transforms, and errors.
         weights_sha256: Of the checkpoint's weights, see ``hash_checkpoint``.
+        module_score: What the module itself returns as confidence, by the name in its attribute ``score``, see
+            ``score_name``; ``None`` where it has no such attribute.
+        precision: Of the Trainer, such as ``32-true``; ``None`` where it is not known.
         version: Of this package.
     """
 
@@ -46,6 +50,8 @@ class ThresholdFile:
     split: Split
     data_sha256: str
     weights_sha256: str
+    module_score: str | None = None
+    precision: str | None = None
     version: str = __version__
 
     @staticmethod
@@ -59,6 +65,15 @@ class ThresholdFile:
         path = Path(ckpt_path)
         return path.with_name(f"{path.stem}.threshold.json")
 
+    @classmethod
+    def find(cls, ckpt_path: str | Path) -> Path:
+        """Return where the file of a checkpoint lies: beside it, or else beside the file that a link leads to.
+
+        Where there is none, it is the place beside the checkpoint.
+        """
+        places = [cls.beside(path) for path in (Path(ckpt_path), Path(ckpt_path).resolve())]
+        return next((place for place in places if place.is_file()), places[0])
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that strict JSON can hold."""
         return {
@@ -69,6 +84,8 @@ class ThresholdFile:
             "split": self.split,
             "data_sha256": self.data_sha256,
             "weights_sha256": self.weights_sha256,
+            "module_score": self.module_score,
+            "precision": self.precision,
         }
 
     def write(self, path: str | Path) -> None:
@@ -132,6 +149,27 @@ class ThresholdFile:
                 "remove the file"
             )
 
+    def check_score(self, module: object, path: str | Path) -> None:
+        """Raise where a module's own confidence is another one than was calibrated.
+
+        A threshold of ``msp`` is compared with that of the logits, whatever the module returns. Functions are compared
+        by name only, and where the file names no score there is nothing to compare.
+
+        Args:
+            module: The module, or a network.
+            path: This file, for the message.
+
+        Raises:
+            ConfigurationError: its ``score`` is another one, or it has none.
+        """
+        given = score_name(module)
+        if self.score == "confidence" and self.module_score is not None and given != self.module_score:
+            has = "none" if given is None else repr(given)
+            raise ConfigurationError(
+                f"the threshold file {path} is of the score {self.module_score!r}, and {type(module).__name__} has "
+                f"{has}; set its score to what was calibrated, or calibrate again"
+            )
+
 
 def hash_checkpoint(ckpt_path: str | Path) -> str:
     """Return the SHA-256 of a checkpoint's weights: names, shapes, dtypes and bytes, and nothing else of the file.
@@ -141,17 +179,36 @@ def hash_checkpoint(ckpt_path: str | Path) -> str:
     """
     path = Path(ckpt_path)
     stored = read_checkpoint(path, "ckpt_path")
-    state = stored.get("state_dict", stored) if isinstance(stored, Mapping) else None
-    if not isinstance(state, Mapping):
+    state = unpacked(stored)
+    leaves = {name: tree_flatten(value) for name, value in state.items()}
+    has_weights = any(isinstance(leaf, Tensor) for values, _ in leaves.values() for leaf in values)
+    if not isinstance(stored, Mapping) or (state and not has_weights):
         raise ConfigurationError(f"ckpt_path: {str(path)!r} is no checkpoint, or it is damaged")
     digest = hashlib.sha256()
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
-            add_bytes(digest, value)
-        else:
-            digest.update(repr((name, value)).encode())
+    for name, (values, structure) in leaves.items():
+        if not isinstance(state[name], Tensor):
+            digest.update(repr((name, str(structure))).encode())
+        for value in values:
+            if isinstance(value, Tensor):
+                digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
+                add_bytes(digest, value)
+            else:
+                digest.update(repr((name, value)).encode())
     return digest.hexdigest()
+
+
+def score_name(module: object) -> str | None:
+    """Return the ``score`` of a module: a word, or ``function`` and the name of one; ``None`` where it has none.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> score_name(SimpleNamespace(score="energy")), score_name(SimpleNamespace(score=max)), score_name(object())
+        ('energy', 'function max', None)
+    """
+    score = getattr(module, "score", None)
+    if callable(score):
+        return f"function {getattr(score, '__qualname__', type(score).__qualname__)}"
+    return score if isinstance(score, str) else None
 
 
 def add_bytes(digest: Any, value: Tensor) -> None:
@@ -169,9 +226,11 @@ def _parsed(path: Path, content: Mapping[str, Any]) -> ThresholdFile:
         calibrated = CalibratedThreshold.from_dict(content["calibrated"])
     except ConfigurationError as error:
         raise ConfigurationError(f"the threshold file {path} is damaged: {error}") from error
-    return ThresholdFile(
-        calibrated, *(content[name] for name in ("score", "split", "data_sha256", "weights_sha256", "version"))
-    )
+    return ThresholdFile(calibrated, **{name: content[name] for name in _ENTRIES if name not in ("schema", "calibrated")})
+
+
+def _is_name(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value != "")
 
 
 def _is_hash(value: Any) -> bool:
@@ -186,6 +245,8 @@ _ENTRIES = {
     "split": lambda value: value in get_args(Split),
     "data_sha256": _is_hash,
     "weights_sha256": _is_hash,
+    "module_score": _is_name,
+    "precision": _is_name,
 }
 """What each entry of the file must be."""
 

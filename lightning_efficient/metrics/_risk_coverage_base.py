@@ -23,6 +23,8 @@ from lightning_efficient.functional.confidence import confidence as confidence_f
 from lightning_efficient.functional.operating_points import RiskKind, risks_at
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
+    bin_edges,
+    bin_indices,
     cast_samples,
     checked_samples,
     risk_coverage_summary,
@@ -44,7 +46,8 @@ class RiskCoverageMetric(Metric):
         temperature: Divides the logits before the score.
         input: Whether ``preds`` are ``"logits"`` or ``"probs"``.
         bins: Number of equal-width bins of the confidence, for a state of constant size (16 bytes per bin); the default
-            keeps every sample (5 bytes each) and is exact.
+            keeps every sample (5 bytes each) and is exact. The edges, and so the thresholds, are rounded to the dtype of
+            the confidence, which all batches should share.
         bin_range: Lowest and highest confidence of the bins; values outside are counted in the end bins. Default
             ``(0, 1)``, which only ``"msp"`` and ``"margin"`` are known to keep to.
         validate_args: Whether ``update`` looks for values that are not finite or out of range, which waits for the
@@ -62,6 +65,8 @@ class RiskCoverageMetric(Metric):
     weight: list[Tensor]
     bin_count: Tensor
     bin_loss: Tensor
+    bin_float32: Tensor
+    bin_mixed: Tensor
     settings: Tensor
 
     # Keyed by the merged state, which the members of a compute group share; an entry dies with the state.
@@ -87,12 +92,16 @@ class RiskCoverageMetric(Metric):
         self.bins = bins
         self.bin_range = bin_range or (0.0, 1.0)
         self.validate_args = validate_args
+        self._edges: Tensor | None = None
         if bins is None:
             for name in ("confidence", "loss", "weight"):
                 self.add_state(name, [], dist_reduce_fx="cat")
         else:
             for name in ("bin_count", "bin_loss"):
                 self.add_state(name, torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
+            # Whether a confidence was float32, and whether the sums are of other than single samples and errors.
+            for name in ("bin_float32", "bin_mixed"):
+                self.add_state(name, torch.zeros(1, dtype=torch.uint8), dist_reduce_fx="max")
         # torchmetrics shares states that agree after the first batch, and two scores may agree on it by chance.
         self.add_state("settings", _digest(score, temperature, input, bins, self.bin_range), dist_reduce_fx="max")
 
@@ -180,7 +189,7 @@ class RiskCoverageMetric(Metric):
 
         Raises:
             ConfigurationError: a level outside ``(0, 1)``, no resamples, or bins that hold weighted samples or losses
-                other than 0 and 1.
+                other than 0 and 1; weights that are all 1 are none.
         """
         return self._interval(self._scalar, level, resamples, seed)
 
@@ -258,12 +267,22 @@ class RiskCoverageMetric(Metric):
             self.weight.append(weight.detach())
 
     def _count(self, confidence: Tensor, loss: Tensor, weight: Tensor | None, bins: int) -> None:
-        low, high = self.bin_range
-        index = ((confidence.double() - low) * (bins / (high - low))).clamp(0, bins - 1).long()
+        edges = self._edges
+        if edges is None or (edges.dtype, edges.device) != (confidence.dtype, confidence.device):
+            edges = bin_edges(bins, *self.bin_range, dtype=confidence.dtype, device=confidence.device)
+            self._edges = edges
+        index = bin_indices(confidence, edges, *self.bin_range)
         mass = torch.ones_like(loss, dtype=torch.float64) if weight is None else weight.double()
         # Not in place: a state that was reset under inference mode cannot be written to outside it.
         self.bin_count = self.bin_count.index_add(0, index, mass)
         self.bin_loss = self.bin_loss.index_add(0, index, mass * loss)
+        if confidence.dtype == torch.float32:
+            self.bin_float32 = torch.ones_like(self.bin_float32)
+        # On the device: to branch on what the samples hold would wait for it.
+        if weight is not None:
+            self.bin_mixed = self.bin_mixed.maximum((weight != 1).any())
+        if loss.is_floating_point():
+            self.bin_mixed = self.bin_mixed.maximum(((loss != 0) & (loss != 1)).any())
 
     def _scalar(self, summary: RiskCoverage) -> Tensor:
         """Read what the interval is of: the value without its threshold."""
@@ -277,6 +296,11 @@ class RiskCoverageMetric(Metric):
             dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
         ):
             samples: tuple[Any, ...] = (self._summarise(),)
+            if self.bins is not None and self.bin_mixed.any():
+                raise ConfigurationError(
+                    f"bins={self.bins} hold weighted samples or losses other than 0 and 1, whose sums do not say what to "
+                    "draw; leave bins out for an interval."
+                )
             if self.bins is None:
                 confidence, loss, weight = _merge(self.confidence), _merge(self.loss), _merge(self.weight)
                 if loss is not None and (weight is not None or not are_errors(loss)):
@@ -285,7 +309,8 @@ class RiskCoverageMetric(Metric):
 
     def _summarise(self) -> RiskCoverage:
         if self.bins is not None:
-            return RiskCoverage.from_histogram(self.bin_count, self.bin_loss, *self.bin_range)
+            dtype = torch.float32 if self.bin_float32.any() else torch.float64
+            return RiskCoverage.from_histogram(self.bin_count, self.bin_loss, *self.bin_range, dtype=dtype)
         confidence, loss, weight = _merge(self.confidence), _merge(self.loss), _merge(self.weight)
         if confidence is None or loss is None:
             return risk_coverage_summary(*torch.zeros(2, 0, device=self.device))

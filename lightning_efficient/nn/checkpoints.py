@@ -35,7 +35,7 @@ def load_weights(network: nn.Module, path: str | Path, *, option: str) -> None:
     """
     network = uncompiled(network)
     path = Path(path).expanduser()
-    stored = _unpacked(read_checkpoint(path, option))
+    stored = unpacked(read_checkpoint(path, option))
     own = network.state_dict()
     prefix = _prefix(stored, own, path, option)
     found = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
@@ -79,7 +79,8 @@ def read_checkpoint(path: Path, option: str) -> Any:
         raise ConfigurationError(f"{option}: {str(path)!r} {reason}") from error
 
 
-def _unpacked(stored: Any) -> dict[str, Any]:
+def unpacked(stored: Any) -> dict[str, Any]:
+    """Return the weights in what a file holds, which may lie below ``"state_dict"`` or ``"model"``; else nothing."""
     while isinstance(stored, Mapping):
         inner = next((stored[key] for key in _CONTAINERS if isinstance(stored.get(key), Mapping)), None)
         if inner is None:
