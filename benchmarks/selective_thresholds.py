@@ -12,6 +12,12 @@ Every rule chooses a threshold on each of many calibration sets. Reported are ho
 target, the mean of the true coverage and of the true risk (0 where nothing is answered), and the largest coverage whose
 true risk meets the target. A rule is not tried where the calibration set is too small for it.
 
+Two rules promise a mean over calibration sets, and z tests it: the distance of the mean over the draws from what is
+promised, in its standard errors. ``conformal`` promises that the mean true risk is at most the target, so that only a
+z far above 0 breaks it. ``coverage`` promises a mean true coverage of k / (n + 1) for k = ceil(target * n), and with
+``ties`` at least that, so that a z far below 0 breaks it, and one far above 0 too where nothing ties. Errors play no
+part in it, so ``overconfident`` is left out.
+
 Writes ``results/selective_thresholds.json`` and ``docs/images/thresholds.png``.
 
 Run: ``python benchmarks/selective_thresholds.py [--draws 400] [--samples 300 1000 5000] [--draw]``, about a minute;
@@ -23,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +45,7 @@ from lightning_efficient.functional.risk_coverage import RiskCoverage, risk_cove
 from lightning_efficient.functional.thresholds import (
     ThresholdChoice,
     conformal_threshold,
+    coverage_threshold,
     empirical_threshold,
     fixed_sequence_threshold,
     rcps_threshold,
@@ -46,6 +54,7 @@ from lightning_efficient.functional.thresholds import (
 
 TARGETS = (0.005, 0.01, 0.02, 0.05)
 DELTAS = (0.1, 0.05)
+COVERAGES = (0.5, 0.8, 0.9)
 SCALE, POWER = 0.4, 3
 OVERCONFIDENT, SUREST = 0.05, 0.05
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "thresholds.png"
@@ -126,20 +135,35 @@ def rules() -> dict[str, RuleOfStudy]:
     return found
 
 
-def study(draws: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Return one row for each population, size, rule and target."""
-    rows = []
+def study(draws: int, sizes: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the risk rules, and those of the two promised means, by population, size, rule and target."""
+    found: dict[str, list[dict[str, Any]]] = {"rows": [], "conformal_means": [], "coverage_means": []}
     for name, population in POPULATIONS.items():
         for samples in sizes:
             generator = torch.Generator().manual_seed(samples)
             sets = [population.draw(samples, generator) for _ in range(draws)]
+            case = {"population": name, "samples": samples}
             for rule, (kind, delta, choose) in rules().items():
                 for target in TARGETS:
-                    found = outcome(population, sets, kind, target, choose)
-                    given = {"population": name, "samples": samples, "rule": rule, "kind": kind, "delta": delta}
-                    best = population.best(target, kind)
-                    rows.append({**given, "target": target, "best_coverage": best, **found})
-    return rows
+                    values, risks = outcome(population, sets, kind, target, choose)
+                    given = {**case, "rule": rule, "kind": kind, "delta": delta, "target": target}
+                    found["rows"].append({**given, "best_coverage": population.best(target, kind), **values})
+                    if rule == "conformal" and risks:
+                        found["conformal_means"].append({**case, "target": target, **against(risks, target)})
+            if population.more:  # the confidences are those of another population
+                continue
+            for target in COVERAGES:
+                coverages = [population.coverage(coverage_threshold(s, coverage=target).threshold) for s in sets]
+                promised = math.ceil(target * samples - 1e-9) / (samples + 1)
+                found["coverage_means"].append({**case, "target": target, **against(coverages, promised)})
+    return found
+
+
+def against(values: Sequence[float], promised: float) -> dict[str, float | None]:
+    """Return a mean, its ratio to a promise, and how many standard errors it lies above; no z where nothing varies."""
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    z = (mean - promised) / error if error else None
+    return {"promised": promised, "mean": mean, "ratio": mean / promised, "standard_error": error, "z": z}
 
 
 def outcome(
@@ -148,20 +172,22 @@ def outcome(
     kind: RiskKind,
     target: float,
     choose: Callable[[RiskCoverage, float], ThresholdChoice],
-) -> dict[str, float | None]:
+) -> tuple[dict[str, float | None], list[float]]:
+    """Return what a rule does on average, and the true risk of each threshold; none where samples are too few."""
     try:
         thresholds = [choose(calibration, target).threshold for calibration in sets]
     except ConfigurationError as error:
         if "needs at least" not in str(error):
             raise
-        return {"violations": None, "coverage": None, "risk": None}
+        return {"violations": None, "coverage": None, "risk": None}, []
     coverages = [population.coverage(threshold) for threshold in thresholds]
     risks = [population.risk(coverage, kind) for coverage in coverages]
-    return {
+    values = {
         "violations": sum(risk > target for risk in risks) / len(sets),
         "coverage": sum(coverages) / len(sets),
         "risk": sum(risks) / len(sets),
     }
+    return values, risks
 
 
 def beyond_noise(rows: Sequence[Mapping[str, Any]], draws: int) -> list[Mapping[str, Any]]:
@@ -174,6 +200,23 @@ def beyond_noise(rows: Sequence[Mapping[str, Any]], draws: int) -> list[Mapping[
         for row in promised
         if binom.sf(round(row["violations"] * draws) - 1, draws, row["delta"]) < 0.01 / len(promised)
     ]
+
+
+def means_beyond_noise(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """Return the rows whose mean breaks its promise by more than chance in so many rows allows."""
+    from scipy.stats import norm
+
+    low = found["coverage_means"]
+    high = [*found["conformal_means"], *(row for row in low if POPULATIONS[row["population"]].decimals is None)]
+    limit = norm.isf(0.01 / max(len(low) + len(high), 1))
+    return [row for row in high if distance(row) > limit] + [row for row in low if distance(row) < -limit]
+
+
+def distance(row: Mapping[str, Any]) -> float:
+    """Return z, infinite where a mean without spread is not what was promised."""
+    if row["z"] is not None:
+        return row["z"]
+    return math.copysign(math.inf, row["mean"] - row["promised"]) if row["mean"] != row["promised"] else 0.0
 
 
 def report(record: Mapping[str, Any]) -> None:
@@ -189,6 +232,33 @@ def report(record: Mapping[str, Any]) -> None:
             table(title, ["rule", "best", *(f"n = {size}" for size in sizes)], rows)
     named = [f"{row['population']} {row['rule']} {row['samples']} {row['target']}" for row in record["beyond_noise"]]
     print("more violations than promised:", ", ".join(named) or "none")
+    report_means(record)
+
+
+def report_means(record: Mapping[str, Any]) -> None:
+    titles = {
+        "conformal_means": "conformal: mean true risk over target (z)",
+        "coverage_means": "coverage: mean true coverage, promised in brackets (z)",
+    }
+    for key, title in titles.items():
+        sizes = sorted({row["samples"] for row in record[key]})
+        rows = []
+        for population, target in dict.fromkeys((row["population"], row["target"]) for row in record[key]):
+            of_line = {r["samples"]: r for r in record[key] if (r["population"], r["target"]) == (population, target)}
+            cells = [mean_cell(of_line.get(size), key) for size in sizes]
+            rows.append([population, f"{100 * target:g} %", *cells])
+        table(f"{title}; {record['draws']} draws", ["", "target", *(f"n = {size}" for size in sizes)], rows)
+    named = [f"{row['population']} {row['samples']} {row['target']}" for row in record["means_beyond_noise"]]
+    print("means that break their promise:", ", ".join(named) or "none")
+
+
+def mean_cell(row: Mapping[str, Any] | None, key: str) -> str:
+    if row is None:
+        return "too few"
+    z = "" if row["z"] is None else f" ({row['z']:+.1f})"
+    if key == "conformal_means":
+        return f"{row['ratio']:.3f}{z}"
+    return f"{row['mean']:.4f} [{row['promised']:.4f}]{z}"
 
 
 def chosen(record: Mapping[str, Any], population: str, target: float) -> list[Mapping[str, Any]]:
@@ -251,8 +321,13 @@ def main() -> None:
     if arguments.draw:
         draw(json.loads((RESULTS / "selective_thresholds.json").read_text()), PICTURE)
         return
-    rows = study(arguments.draws, arguments.samples)
-    record = {"draws": arguments.draws, "rows": rows, "beyond_noise": beyond_noise(rows, arguments.draws)}
+    found = study(arguments.draws, arguments.samples)
+    record = {
+        "draws": arguments.draws,
+        "beyond_noise": beyond_noise(found["rows"], arguments.draws),
+        "means_beyond_noise": means_beyond_noise(found),
+        **found,
+    }
     save("selective_thresholds", record)
     report(record)
     draw(record, PICTURE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from lightning_efficient.cli.config_files import find
 from lightning_efficient.cli.latest_run import WORDS
 from lightning_efficient.errors import ConfigurationError
@@ -26,7 +28,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
     ``--config quickstart`` becomes the path of the shipped file; ``--timm NAME`` and ``--model NAME`` become
     ``--model ImageClassifier --model.backbone NAME`` for a timm name. ``validate``, ``test``, ``calibrate`` and
     ``predict`` with a checkpoint and neither config nor model take the ``config.yaml`` of the run that the checkpoint
-    lies in.
+    lies in, and say which.
 
     Args:
         arguments: What was typed, the verb first.
@@ -73,11 +75,12 @@ def _with_config_of_run(words: list[str]) -> list[str]:
         words = ["--ckpt_path" if word == "--ckpt" else word for word in words]
     if any(word in words for word in _NAMES_THE_MODEL):
         return words
-    ckpt_path = (
-        _value_of("--ckpt_path", iter(words[words.index("--ckpt_path") + 1 :])) if "--ckpt_path" in words else ""
-    )
-    config = _config_of_run(Path(ckpt_path)) if ckpt_path and Path(ckpt_path).is_file() else None
-    if config is not None:
+    # the last one, as parsers have it
+    given = [place for place, word in enumerate(words) if word == "--ckpt_path"][-1:]
+    ckpt_path = _value_of("--ckpt_path", iter(words[given[0] + 1 :])) if given else ""
+    file, config = _config_of_run(Path(ckpt_path)) if ckpt_path and Path(ckpt_path).is_file() else (None, None)
+    if file is not None and config is not None:
+        rank_zero_info(f"config: {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
         return [verb, "--config", config, *words[1:]]
     if verb == "calibrate":
         _explain_missing(ckpt_path, any(word.partition("=")[0] == "--data" for word in words))
@@ -99,10 +102,14 @@ def _explain_missing(ckpt_path: str, has_data: bool) -> None:
         )
 
 
-def _config_of_run(checkpoint: Path) -> str | None:
-    """Return as YAML what ``config.yaml`` of the nearest folder above a checkpoint says of model, data and Trainer."""
-    folders = list(checkpoint.absolute().parents)[:_LEVELS]
-    return next(filter(None, (_shared(folder / "config.yaml") for folder in folders)), None)
+def _config_of_run(checkpoint: Path) -> tuple[Path | None, str | None]:
+    """Return ``config.yaml`` of the nearest folder above a checkpoint, and as YAML what it says of model and the like.
+
+    Of a link it is the folders above the link first, and then those above the file that it leads to.
+    """
+    places = checkpoint.absolute(), checkpoint.resolve()
+    files = [folder / "config.yaml" for place in places for folder in list(place.parents)[:_LEVELS]]
+    return next(((file, shared) for file in files if (shared := _shared(file))), (None, None))
 
 
 def _shared(file: Path) -> str | None:

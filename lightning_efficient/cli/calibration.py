@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from lightning_efficient.inference.threshold_file import (
     ThresholdFile,
     add_bytes,
     hash_checkpoint,
+    score_name,
 )
 from lightning_efficient.inference.thresholds import calibrate_threshold
 from lightning_efficient.nn.checkpoints import read_checkpoint
@@ -71,6 +72,17 @@ class Request:
             raise ConfigurationError("--confidence goes with --risk; a coverage is met without it")
         if self.rule is not None:
             self._check_rule(self.rule)
+        if self.risk == 0 and (promising := self._promising_rule()):
+            raise ConfigurationError(
+                f"--risk is 0, and no number of samples shows that by the rule {promising}; give a risk above 0, such "
+                "as 0.01, or --rule empirical without --confidence"
+            )
+
+    def _promising_rule(self) -> str | None:
+        """Return the rule, given or meant, that promises a risk for new samples."""
+        meant = None if self.confidence is None else "sgr" if self.kind != "generalized" else "rcps"
+        rule = self.rule or meant
+        return rule if rule in _KIND_OF else None
 
     def _check_rule(self, rule: ThresholdRule) -> None:
         if (rule == "coverage") != (self.coverage is not None):
@@ -93,6 +105,9 @@ class Request:
 class Gathering(SelectiveCoverage):
     """Keep confidence and error of every sample of the first loader, and the SHA-256 of its data; log nothing.
 
+    What has no entry per sample, such as a number beside the tensors of a batch, does not count for the SHA-256, as it
+    comes as often as there are batches.
+
     Args:
         predictions: Of the ``SelectiveCoverage`` that it takes the place of.
     """
@@ -102,6 +117,9 @@ class Gathering(SelectiveCoverage):
         self.samples: tuple[Tensor, Tensor] | None = None
         self.source: ScoreSource = "msp"
         self.data_sha256 = ""
+        self.module_score: str | None = None
+        self.precision: str | None = None
+        self.left_out: str | None = None
         self._digests: list[Any] = []
 
     def on_validation_batch_end(
@@ -132,34 +150,38 @@ class Gathering(SelectiveCoverage):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather over processes."""
-        self._close(trainer)
+        self._close(trainer, pl_module)
+        self.left_out = _left_out("val", trainer.val_dataloaders, trainer.num_val_batches)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather over processes."""
-        self._close(trainer)
+        self._close(trainer, pl_module)
+        self.left_out = _left_out("test", trainer.test_dataloaders, trainer.num_test_batches)
 
     def _read(self, outputs: Any, batch: Batch, index: int) -> None:
         if index:
             return
         if self.predictions is None and isinstance(outputs, Mapping) and outputs.get("confidence") is not None:
             self.source = "confidence"
-        leaves = tree_leaves(batch)
+        leaves = [leaf for leaf in tree_leaves(batch, is_leaf=_are_words) if _has_samples(leaf)]
         for number, leaf in enumerate(leaves):
             if number == len(self._digests):
                 self._digests.append(hashlib.sha256(_kind(leaf).encode()))
             if isinstance(leaf, Tensor):
                 add_bytes(self._digests[number], leaf)
             else:
-                self._digests[number].update(repr(leaf).encode())
+                self._digests[number].update("".join(map(repr, leaf)).encode())
 
-    def _close(self, trainer: Trainer) -> None:
+    def _close(self, trainer: Trainer, module: LightningModule) -> None:
         confidence, loss = (values.cpu() for values in self.confidence_and_loss())
         digest = hashlib.sha256()
         for own in gather_objects(trainer, [digest.hexdigest() for digest in self._digests]):
             digest.update(repr(own).encode())
-        for values in (confidence, loss):
-            digest.update(_kind(values).encode())
-            add_bytes(digest, values)
+        # not the confidences, whose last bits depend on the batch size
+        errors = loss.float()
+        digest.update(_kind(errors).encode())
+        add_bytes(digest, errors)
+        self.module_score, self.precision = score_name(module), str(trainer.precision)
         self.samples, self.data_sha256 = (confidence, loss.to(confidence.dtype)), digest.hexdigest()
 
 
@@ -198,7 +220,15 @@ def calibrated(request: Request, gathering: Gathering, checkpoint: Path, split: 
         kind=request.risk_kind,
         rule=request.rule,
     )
-    return ThresholdFile(threshold, gathering.source, split, gathering.data_sha256, hash_checkpoint(checkpoint))
+    return ThresholdFile(
+        threshold,
+        gathering.source,
+        split,
+        gathering.data_sha256,
+        hash_checkpoint(checkpoint),
+        gathering.module_score,
+        gathering.precision,
+    )
 
 
 def chose_checkpoint(checkpoint: Path) -> bool:
@@ -206,8 +236,10 @@ def chose_checkpoint(checkpoint: Path) -> bool:
     callbacks = read_checkpoint(checkpoint, "ckpt_path").get("callbacks") or {}
     states = [state for state in callbacks.values() if isinstance(state, Mapping)]
     watching = [state for state in states if "best_model_path" in state and "val" in str(state.get("monitor"))]
-    best = {Path(str(state["best_model_path"])).name for state in watching}
-    return bool(watching) and (checkpoint.stem == "best" or checkpoint.name in best)
+    kept = [path for state in watching for path in (state["best_model_path"], *(state.get("best_k_models") or ()))]
+    best = {Path(str(path)).name for path in kept}
+    places = checkpoint, checkpoint.resolve()
+    return bool(watching) and any(place.stem == "best" or place.name in best for place in places)
 
 
 def threshold_page(file: ThresholdFile, checkpoint: Path) -> Group:
@@ -239,6 +271,25 @@ def threshold_page(file: ThresholdFile, checkpoint: Path) -> Group:
 def _check(option: str, value: float | None, fits: Any, allowed: str) -> None:
     if value is not None and not fits(value):
         raise ConfigurationError(f"--{option} is {value:g}; it must be {allowed}")
+
+
+def _left_out(split: Split, loaders: Any, limits: Sequence[int | float]) -> str | None:
+    """Return the note that a limit leaves batches of the first loader out, if it does."""
+    try:
+        batches, limit = len(next(iter(tree_leaves(loaders)))), limits[0]
+    except (TypeError, StopIteration):  # a stream, or no loader
+        return None
+    if not 0 < limit < batches:
+        return None
+    return f"trainer.limit_{split}_batches: calibrated on {limit} of the {batches} batches of the {split} split"
+
+
+def _are_words(part: Any) -> bool:
+    return isinstance(part, list | tuple) and len(part) > 0 and all(isinstance(each, str) for each in part)
+
+
+def _has_samples(leaf: Any) -> bool:
+    return leaf.ndim > 0 if isinstance(leaf, Tensor) else _are_words(leaf)
 
 
 def _kind(leaf: Any) -> str:

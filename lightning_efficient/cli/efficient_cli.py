@@ -10,16 +10,24 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
 
 import lightning_efficient.callbacks
 import lightning_efficient.datamodules
 import lightning_efficient.modules  # noqa: F401  # imported classes can be given by their short names
 from lightning_efficient import plugins
 from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_names
-from lightning_efficient._trainer import is_rehearsal
+from lightning_efficient._trainer import gather_objects, is_rehearsal
 from lightning_efficient.cli.latest_run import resolved
 from lightning_efficient.cli.output import say
-from lightning_efficient.cli.predictions import abstaining, answered, threshold_beside, write_predictions
+from lightning_efficient.cli.predictions import (
+    abstaining,
+    answered,
+    count_answers,
+    not_used,
+    threshold_beside,
+    write_predictions,
+)
 from lightning_efficient.cli.problems import explain
 from lightning_efficient.cli.run_folder import RunFolder
 from lightning_efficient.cli.trainer import EfficientTrainer
@@ -33,9 +41,6 @@ LOADER = {
     "test": "test_dataloader",
     "predict": "predict_dataloader",
 }
-NOT_USED = (
-    "the threshold beside the checkpoint is not used: predict_step returns no prediction and confidence per sample"
-)
 STRICT = {"exit_on_error": False, "allow_abbrev": False}
 
 
@@ -116,15 +121,29 @@ class EfficientCLI(ExplicitArgumentsWin):
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict`` and write into the run folder the predictions, with a threshold what is answered."""
         kwargs["ckpt_path"] = resolved(kwargs.get("ckpt_path"), self.trainer)
-        threshold = threshold_beside(kwargs["ckpt_path"])
-        outputs = self._run(self.trainer.predict, kwargs)
-        if not outputs or is_rehearsal(self.trainer):
+        threshold = threshold_beside(kwargs["ckpt_path"], self.model)
+        if threshold is not None and threshold.precision not in (None, precision := str(self.trainer.precision)):
+            rank_zero_info(
+                f"the threshold was calibrated with precision {threshold.precision}, and this run has {precision}: the "
+                "confidences differ a little"
+            )
+        outputs = self._run(self.trainer.predict, kwargs) or []
+        if is_rehearsal(self.trainer):
             return
         decided = None if threshold is None else abstaining(outputs, threshold)
         ranks = self.trainer.global_rank, self.trainer.world_size
-        say(str(write_predictions(decided or outputs, run_dir(self.trainer), *ranks)))
+        # a process may have no samples, and only the first knows the folder
+        folder = self.trainer.strategy.broadcast(run_dir(self.trainer))
+        file = write_predictions(decided or outputs, folder, *ranks) if outputs else None
+        problem = None if threshold is None else not_used(outputs, threshold)
+        said = gather_objects(self.trainer, (file, problem, count_answers(decided or [])))
+        files, problems, counts = zip(*said, strict=True)
+        if not self.trainer.is_global_zero or not any(files):
+            return
+        for written in filter(None, files):
+            say(str(written))
         if threshold is not None:
-            say(answered(decided, threshold) if decided else NOT_USED)
+            say(next(filter(None, problems), None) or answered(counts, threshold))
 
     def _run(self, verb: Any, kwargs: dict[str, Any]) -> Any:
         if "ckpt_path" in kwargs:

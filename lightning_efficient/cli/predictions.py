@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,24 @@ def write_predictions(outputs: list[Any], folder: Path, rank: int = 0, world_siz
     return folder / f"{stem}.csv"
 
 
-def threshold_beside(ckpt_path: str | None) -> ThresholdFile | None:
+def threshold_beside(ckpt_path: str | None, module: object) -> ThresholdFile | None:
     """Return the threshold that was calibrated for a checkpoint, if one lies beside it.
 
+    Args:
+        ckpt_path: The checkpoint, if any.
+        module: The module that predicts.
+
     Raises:
-        ConfigurationError: the file is damaged, or belongs to other weights.
+        ConfigurationError: the file is damaged, or belongs to other weights or to another score than the module's.
     """
     if not ckpt_path or not Path(ckpt_path).is_file():
         return None
-    path = ThresholdFile.beside(ckpt_path)
+    path = ThresholdFile.find(ckpt_path)
     if not path.is_file():
         return None
     file = ThresholdFile.read(path)
     file.check_weights(ckpt_path, path)
+    file.check_score(module, path)
     return file
 
 
@@ -65,21 +70,37 @@ def abstaining(outputs: list[Any], file: ThresholdFile) -> list[dict[str, Any]] 
 
     Args:
         outputs: One mapping per batch, with ``prediction`` and ``confidence`` of shape ``(N,)``. Where the threshold is
-            one of ``msp`` and there are ``logits``, it takes the place of another confidence.
+            one of ``msp``, also with ``logits`` ``(N, C)``, whose ``msp`` takes the place of another confidence.
         file: The threshold.
 
     Returns:
-        The outputs with more entries, or ``None`` where they are not of that form.
+        The outputs with more entries, or ``None`` where they are not of that form; see ``not_used``.
     """
-    if not all(_can_abstain(output) for output in outputs):
+    if not_used(outputs, file) is not None:
         return None
     return [_with_decisions(output, file) for output in outputs]
 
 
-def answered(outputs: list[dict[str, Any]], file: ThresholdFile) -> str:
-    """Return the line that says how many samples are answered, and what is promised of them."""
-    accepted = torch.cat([output["accepted"] for output in outputs])
-    return f"answered {int(accepted.sum())} of {len(accepted)}: {file.calibrated.promise}"
+def not_used(outputs: list[Any], file: ThresholdFile) -> str | None:
+    """Return the line that says why a threshold cannot be compared with outputs, or ``None`` where it can."""
+    line = "the threshold beside the checkpoint is not used: "
+    if not all(_can_abstain(output) for output in outputs):
+        return f"{line}predict_step returns no prediction and confidence per sample"
+    if file.score == "msp" and not all(_has_logits(output) for output in outputs):
+        return f"{line}it is one of the maximum softmax probability, and predict_step returns no logits (N, C)"
+    return None
+
+
+def count_answers(outputs: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return how many samples are answered, and how many there are."""
+    accepted = [output["accepted"] for output in outputs]
+    return sum(int(each.sum()) for each in accepted), sum(map(len, accepted))
+
+
+def answered(counts: Iterable[tuple[int, int]], file: ThresholdFile) -> str:
+    """Return the line that says how many samples of all processes are answered, and what is promised of them."""
+    accepted, total = map(sum, zip(*counts, strict=True))
+    return f"answered {accepted} of {total}: {file.calibrated.promise}"
 
 
 def _can_abstain(output: Any) -> bool:
@@ -89,10 +110,12 @@ def _can_abstain(output: Any) -> bool:
     return all(isinstance(column, Tensor) and column.ndim == 1 for column in columns)
 
 
+def _has_logits(output: Mapping[str, Any]) -> bool:
+    return isinstance(logits := output.get("logits"), Tensor) and logits.ndim == 2
+
+
 def _with_decisions(output: Mapping[str, Any], file: ThresholdFile) -> dict[str, Any]:
-    logits = output.get("logits")
-    from_logits = file.score == "msp" and isinstance(logits, Tensor) and logits.ndim == 2
-    confidence = msp(logits) if from_logits else output["confidence"]  # type: ignore[arg-type]  # then it is a tensor
+    confidence = msp(output["logits"]) if file.score == "msp" else output["confidence"]
     answer = decide(output["prediction"], confidence, file.calibrated.threshold)
     decisions = {"confidence": answer.confidence, "accepted": answer.accepted, "reason": answer.reason}
     content: dict[str, Any] = {}

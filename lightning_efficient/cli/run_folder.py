@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_efficient._trainer import callbacks_of
@@ -22,6 +23,8 @@ BYTES_PER_PARAMETER = 2 * 3 * 4
 class RunFolder(SaveConfigCallback):
     """Keep ``config.yaml`` in the run folder, refuse a folder that cannot hold a run, save when a run is stopped.
 
+    A verb after ``fit`` in the same folder leaves the ``config.yaml`` there alone, and writes ``config_test.yaml``.
+
     Raises:
         ConfigurationError: before training: the folder cannot be written to, or the disk has too little room.
     """
@@ -30,11 +33,14 @@ class RunFolder(SaveConfigCallback):
         super().__init__(*args, **kwargs | {"save_to_log_dir": False})
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml``; Lightning calls this on the first rank only, before anything runs."""
+        """Write the config; Lightning calls this on the first rank only, before anything runs."""
         folder = run_dir(trainer)
+        file = folder / "config.yaml"
+        if stage != "fit" and file.exists():  # the checkpoints there are what it says
+            file = folder / f"config_{TrainerFn(stage).value}.yaml"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+            file.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
         except OSError as error:
             raise _not_writable(folder, error) from error
         if stage == "fit" and callbacks_of(trainer, ModelCheckpoint):

@@ -81,10 +81,16 @@ class EfficientTrainer(Trainer):
                 f"{checkpoint.name} was chosen on the validation split; the promise assumes that these samples did not "
                 "choose it: see --split test"
             )
+        if gathering.left_out and not is_rehearsal(self):
+            rank_zero_info(gathering.left_out)
         path = Path(out) if out else ThresholdFile.beside(checkpoint)
+        if is_rehearsal(self):
+            json_file = "-" if json_file == "-" else None
+        elif json_file and json_file != "-":
+            _write(Path(json_file), file.to_dict())  # before the other, which would be in force already
         if not is_rehearsal(self):
             file.write(path)
-        _show(threshold_page(file, checkpoint), file.to_dict(), json_file)
+        _show(threshold_page(file, checkpoint), file.to_dict(), json_file, written=True)
         if json_file != "-" and not is_rehearsal(self):
             say(str(path))
 
@@ -128,23 +134,23 @@ class EfficientTrainer(Trainer):
         _show(footprint_page(footprint), footprint.to_dict(), json_file)
 
 
-def _show(page: RenderableType, figures: dict[str, Any], json_file: str | None) -> None:
-    """Print a page, or JSON in its place; and write the JSON, if a file is given."""
+def _show(page: RenderableType, figures: dict[str, Any], json_file: str | None, written: bool = False) -> None:
+    """Print a page, or JSON in its place; and write the JSON, if a file is given and it is not written yet."""
     from rich.console import Console
 
-    text = json.dumps(figures, indent=2)
     if json_file == "-":
-        say(text)
+        say(json.dumps(figures, indent=2))
         return
     Console().print(page)
     if json_file:
-        _write(Path(json_file), text)
+        if not written:
+            _write(Path(json_file), figures)
         say(json_file)
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, figures: dict[str, Any]) -> None:
     try:
-        file.write_text(f"{text}\n", encoding="utf-8")
+        file.write_text(f"{json.dumps(figures, indent=2)}\n", encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"json_file: {file} cannot be written ({error.strerror})") from error
 

@@ -45,8 +45,8 @@ def bootstrap_interval(
         statistic: Reads a tensor of fixed shape from a summary, such as :func:`aurc`.
         scores: Confidence of shape ``(N,)``, higher means surer, or a summary. A summary is taken to be of losses that
             are 0 or 1 and of samples without weights, binned or not. It cannot tell two losses of 1/2 from a 0 and a 1,
-            nor a sample of weight 4 from four samples: where its sums are whole it is accepted, and the interval is then
-            a wrong one, half as wide for that weight. Give such samples as a confidence, a loss and a weight.
+            nor a sample of weight 4 from four samples: where its sums are whole it is taken, and the interval is then a
+            wrong one, half as wide for that weight. Give such samples as a confidence, a loss and a weight.
         loss: Loss in ``[0, 1]``, shape ``(N,)``; only with a confidence, and then of any value.
         weight: See :func:`risk_coverage_summary`; a sample is drawn with its weight.
         level: Share of the resamples inside the interval, in ``(0, 1)``.

@@ -64,8 +64,8 @@ def expert_predictions(scores: Tensor, thresholds: Tensor | Sequence[float]) -> 
 
     Args:
         scores: Scores of ``M`` classifiers, any float dtype: ``(M, K)`` of one sample, or ``(M, K, N)`` of ``N``.
-        thresholds: ``T`` thresholds in the units of the scores. They are compared in the dtype of the scores, float32 at
-            least, so that a float32 score of 0.9 reaches the Python float 0.9.
+        thresholds: ``T`` thresholds in the units of the scores. They are compared in the dtype of the scores, at least
+            float32, so that a float32 score of 0.9 reaches the Python float 0.9.
 
     Returns:
         Class or -1 for an abstention, int64, ``(M * T,)`` for one sample, else ``(N, M * T)``; all thresholds of the

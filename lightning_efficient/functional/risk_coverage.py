@@ -201,7 +201,7 @@ def bin_indices(confidence: Tensor, edges: Tensor, low: float, high: float) -> T
 
     Args:
         confidence: Shape ``(N,)``, float32 or float64.
-        edges: What :func:`bin_edges` gives for the dtype of the confidence, shape ``(B,)``.
+        edges: What :func:`bin_edges` gives for the dtype of the confidence, shape ``(B,)``, with -inf for the first.
         low: See :func:`bin_edges`.
         high: See :func:`bin_edges`.
 
@@ -213,8 +213,8 @@ def bin_indices(confidence: Tensor, edges: Tensor, low: float, high: float) -> T
     if slip * scale > 0.25:  # bins hardly wider than the rounding of their edges
         return torch.bucketize(confidence, edges[1:], right=True)
     # Several times faster than a search: the product, raised by more than all rounding, is right or one too high.
-    index = ((confidence.double() - (low - slip)) * scale).clamp_(0, bins - 1).long()
-    return (index - (confidence < edges[index]).long()).clamp_(min=0)
+    index = (confidence - (low - slip)).mul_(scale).clamp_(0, bins - 1).long()
+    return index.sub_((confidence < edges.index_select(0, index)).long())
 
 
 def checked_samples(

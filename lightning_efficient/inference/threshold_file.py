@@ -226,7 +226,8 @@ def _parsed(path: Path, content: Mapping[str, Any]) -> ThresholdFile:
         calibrated = CalibratedThreshold.from_dict(content["calibrated"])
     except ConfigurationError as error:
         raise ConfigurationError(f"the threshold file {path} is damaged: {error}") from error
-    return ThresholdFile(calibrated, **{name: content[name] for name in _ENTRIES if name not in ("schema", "calibrated")})
+    rest = {name: content[name] for name in _ENTRIES if name not in ("schema", "calibrated")}
+    return ThresholdFile(calibrated, **rest)
 
 
 def _is_name(value: Any) -> bool:

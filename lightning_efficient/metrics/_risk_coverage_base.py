@@ -46,8 +46,8 @@ class RiskCoverageMetric(Metric):
         temperature: Divides the logits before the score.
         input: Whether ``preds`` are ``"logits"`` or ``"probs"``.
         bins: Number of equal-width bins of the confidence, for a state of constant size (16 bytes per bin); the default
-            keeps every sample (5 bytes each) and is exact. The edges, and so the thresholds, are rounded to the dtype of
-            the confidence, which all batches should share.
+            keeps every sample (5 bytes each) and is exact. The edges, and so the thresholds, are rounded to the dtype
+            of the confidence, which all batches should share.
         bin_range: Lowest and highest confidence of the bins; values outside are counted in the end bins. Default
             ``(0, 1)``, which only ``"msp"`` and ``"margin"`` are known to keep to.
         validate_args: Whether ``update`` looks for values that are not finite or out of range, which waits for the
@@ -93,6 +93,7 @@ class RiskCoverageMetric(Metric):
         self.bin_range = bin_range or (0.0, 1.0)
         self.validate_args = validate_args
         self._edges: Tensor | None = None
+        self._marked: Tensor | None = None
         if bins is None:
             for name in ("confidence", "loss", "weight"):
                 self.add_state(name, [], dist_reduce_fx="cat")
@@ -270,14 +271,15 @@ class RiskCoverageMetric(Metric):
         edges = self._edges
         if edges is None or (edges.dtype, edges.device) != (confidence.dtype, confidence.device):
             edges = bin_edges(bins, *self.bin_range, dtype=confidence.dtype, device=confidence.device)
+            edges[0] = -torch.inf
             self._edges = edges
         index = bin_indices(confidence, edges, *self.bin_range)
         mass = torch.ones_like(loss, dtype=torch.float64) if weight is None else weight.double()
         # Not in place: a state that was reset under inference mode cannot be written to outside it.
         self.bin_count = self.bin_count.index_add(0, index, mass)
-        self.bin_loss = self.bin_loss.index_add(0, index, mass * loss)
-        if confidence.dtype == torch.float32:
-            self.bin_float32 = torch.ones_like(self.bin_float32)
+        self.bin_loss = self.bin_loss.index_add(0, index, loss.double() if weight is None else mass * loss)
+        if confidence.dtype == torch.float32 and self.bin_float32 is not self._marked:
+            self.bin_float32 = self._marked = torch.ones_like(self.bin_float32)
         # On the device: to branch on what the samples hold would wait for it.
         if weight is not None:
             self.bin_mixed = self.bin_mixed.maximum((weight != 1).any())
@@ -296,15 +298,16 @@ class RiskCoverageMetric(Metric):
             dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
         ):
             samples: tuple[Any, ...] = (self._summarise(),)
-            if self.bins is not None and self.bin_mixed.any():
-                raise ConfigurationError(
-                    f"bins={self.bins} hold weighted samples or losses other than 0 and 1, whose sums do not say what to "
-                    "draw; leave bins out for an interval."
-                )
+            mixed = self.bins is not None and bool(self.bin_mixed.any())
             if self.bins is None:
                 confidence, loss, weight = _merge(self.confidence), _merge(self.loss), _merge(self.weight)
                 if loss is not None and (weight is not None or not are_errors(loss)):
                     samples = (confidence, loss, weight)
+        if mixed:  # raised here, as the context would leave the metric synchronised
+            raise ConfigurationError(
+                f"bins={self.bins} hold weighted samples or losses other than 0 and 1, whose sums do not say what to "
+                "draw; leave bins out for an interval."
+            )
         return bootstrap_interval(statistic, *samples, level=level, resamples=resamples, seed=seed)
 
     def _summarise(self) -> RiskCoverage:

@@ -26,7 +26,7 @@ def risk_coverage_figure(
     """
     from matplotlib.figure import Figure
 
-    points = []
+    points: list[OperatingPoint] = []
     for risk in sorted(risks):
         coverage, threshold = (float(value) for value in LF.coverage_at_risk(summary, risk=risk, kind=kind))
         # where the same threshold reaches several risks, the lowest says it all

@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from lightning_efficient.functional.thresholds import coverage_threshold, empirical_threshold
+
 Load = Callable[[str], ModuleType]
 
 
@@ -48,7 +50,8 @@ def test_risk_of_the_overconfident_population_first_falls(study: ModuleType) -> 
 
 
 def test_a_small_study_keeps_its_promises_and_tells_where_samples_are_too_few(study: ModuleType) -> None:
-    rows = study.study(draws=40, sizes=[100, 300])
+    found = study.study(draws=40, sizes=[100, 300])
+    rows = found["rows"]
     assert len(rows) == 3 * 2 * len(study.rules()) * 2
     few = {(row["rule"], row["samples"]) for row in rows if row["violations"] is None and row["target"] == 0.01}
     assert few == {
@@ -58,6 +61,55 @@ def test_a_small_study_keeps_its_promises_and_tells_where_samples_are_too_few(st
     assert study.beyond_noise(rows, 40) == []
     naive = [row["violations"] for row in rows if row["rule"] == "empirical, selective"]
     assert min(naive) > 0.2
+    assert study.means_beyond_noise(found) == []
+
+
+def test_a_small_study_tests_the_promised_means(study: ModuleType) -> None:
+    found = study.study(draws=40, sizes=[100, 300])
+    risks, coverages = found["conformal_means"], found["coverage_means"]
+    assert [len(risks), len(coverages)] == [3 * 2 * 2, 2 * 2 * 3]
+    of_row = {
+        (r["population"], r["samples"], r["target"]): r["risk"] for r in found["rows"] if r["rule"] == "conformal"
+    }
+    for row in risks:
+        assert row["mean"] == pytest.approx(of_row[row["population"], row["samples"], row["target"]])
+        assert row["ratio"] == pytest.approx(row["mean"] / row["target"])
+        assert row["promised"] == row["target"]
+    assert {row["promised"] for row in coverages if row["samples"] == 100} == {50 / 101, 80 / 101, 90 / 101}
+    for row in coverages:
+        # the standard error of the k-th of n uniform numbers, from 40 draws
+        spread = (row["target"] * (1 - row["target"]) / row["samples"] / 40) ** 0.5
+        assert row["standard_error"] == pytest.approx(spread, rel=0.4)
+        assert row["mean"] == pytest.approx(row["promised"] + row["z"] * row["standard_error"])
+
+
+def test_a_rule_that_breaks_its_promised_mean_is_seen(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lenient(scores: object, *, risk: float) -> object:
+        return empirical_threshold(scores, risk=1.5 * risk, kind="generalized")
+
+    def greedy(scores: object, *, coverage: float) -> object:
+        return coverage_threshold(scores, coverage=coverage - 0.05)
+
+    monkeypatch.setattr(study, "conformal_threshold", lenient)
+    monkeypatch.setattr(study, "coverage_threshold", greedy)
+    found = study.study(draws=40, sizes=[300])
+    broken = study.means_beyond_noise(found)
+    assert {row["population"] for row in broken if row in found["conformal_means"]} == set(study.POPULATIONS)
+    assert {row["population"] for row in broken if row in found["coverage_means"]} == {"smooth", "ties"}
+
+
+def test_means_are_held_against_what_they_promise_on_the_side_that_breaks_it(study: ModuleType) -> None:
+    def row(population: str, z: float | None, mean: float = 0.5) -> dict[str, object]:
+        return {"population": population, "z": z, "mean": mean, "promised": 0.5}
+
+    kept, broken = [row("smooth", -9.0), row("smooth", 2.0), row("smooth", None, 0.0)], row("smooth", 5.0)
+    always = row("smooth", None, 0.6)
+    assert study.means_beyond_noise({"conformal_means": [*kept, broken, always], "coverage_means": []}) == [
+        broken,
+        always,
+    ]
+    few, more, kept = row("ties", -5.0), row("smooth", 5.0), [row("ties", 9.0), row("smooth", -2.0)]
+    assert study.means_beyond_noise({"conformal_means": [], "coverage_means": [few, more, *kept]}) == [more, few]
 
 
 def test_too_many_violations_are_seen(study: ModuleType) -> None:
@@ -70,14 +122,22 @@ def test_the_committed_result_kept_every_promise_and_shows_the_naive_rule(study:
     record = json.loads((study.RESULTS / "selective_thresholds.json").read_text())
     assert record["draws"] == 400
     assert study.beyond_noise(record["rows"], record["draws"]) == record["beyond_noise"] == []
-    averages = [row for row in record["rows"] if row["rule"] == "conformal"]
-    assert all(row["risk"] <= 1.02 * row["target"] for row in averages)
+    assert study.means_beyond_noise(record) == record["means_beyond_noise"] == []
+    assert len(record["conformal_means"]) == 36
+    assert max(row["ratio"] for row in record["conformal_means"]) < 1.02
+    assert len(record["coverage_means"]) == 18
+    assert max(abs(row["ratio"] - 1) for row in record["coverage_means"] if row["population"] == "smooth") < 0.003
 
 
 def test_the_report_and_the_picture_are_made(study: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    record = {"draws": 5, "rows": study.study(5, [100, 600]), "beyond_noise": []}
+    record = {"draws": 5, "beyond_noise": [], "means_beyond_noise": [], **study.study(5, [50, 600])}
     study.report(record)
-    assert "more violations than promised: none" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "more violations than promised: none" in printed
+    assert "means that break their promise: none" in printed
+    for row in (record["conformal_means"][-1], record["coverage_means"][-1]):
+        assert f"({row['z']:+.1f})" in printed
+    assert f"{record['conformal_means'][-1]['ratio']:.3f}" in printed
     study.PICTURE.parent.mkdir(parents=True)
     docs = Path(__file__).parents[2] / "docs"
     (study.PICTURE.parents[1] / "make_pictures.py").write_text((docs / "make_pictures.py").read_text())

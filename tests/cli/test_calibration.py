@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import lightning_efficient.functional as LF
 from lightning_efficient.callbacks import SelectiveCoverage, from_forward
@@ -47,6 +47,10 @@ Command = Callable[..., Any]
         ({"risk": 0.1, "rule": "rcps"}, "--rule rcps needs --confidence"),
         ({"risk": 0.1, "rule": "conformal", "confidence": 0.9}, "--rule conformal takes no --confidence"),
         ({"risk": 0.1, "rule": "empirical", "confidence": 0.9}, "--rule empirical takes no --confidence"),
+        ({"risk": 0, "confidence": 0.9}, "--risk is 0, and no number of samples shows that by the rule sgr; give a"),
+        ({"risk": 0, "confidence": 0.9, "kind": "generalized"}, "by the rule rcps"),
+        ({"risk": 0, "confidence": 0.9, "rule": "fixed_sequence"}, "by the rule fixed_sequence"),
+        ({"risk": 0, "rule": "conformal"}, "by the rule conformal"),
         ({"risk": 0.1, "rule": "conformal", "kind": "selective"}, "--rule conformal bounds the generalized risk"),
         ({"risk": 0.1, "rule": "sgr", "confidence": 0.9, "kind": "generalized"}, "--rule sgr bounds the selective"),
     ],
@@ -60,6 +64,7 @@ def test_options_that_cannot_be_met_are_told_before_the_model_runs(options: dict
     ("options", "kind"),
     [
         ({"risk": 0.1}, "selective"),
+        ({"risk": 0}, "selective"),
         ({"risk": 0.1, "kind": "generalized"}, "generalized"),
         ({"risk": 0.1, "confidence": 0.9, "rule": "rcps"}, "generalized"),
         ({"risk": 0.1, "rule": "conformal"}, "generalized"),
@@ -108,10 +113,10 @@ class Given(LightningModule):
     test_step = validation_step
 
 
-def gathered(inputs: Tensor, target: Tensor, size: int, split: str = "val", module: Any = None, **options: Any) -> Any:
+def gathered(*samples: Any, split: str = "val", module: Any = None, **options: Any) -> Any:
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, **options)
     gathering = listen(trainer, progress=True)
-    loader = DataLoader(TensorDataset(inputs, target), batch_size=size)
+    loader = samples[0] if len(samples) == 1 else DataLoader(TensorDataset(*samples[:2]), batch_size=samples[2])
     (trainer.validate if split == "val" else trainer.test)(module or Given(), loader, verbose=False)
     return gathering
 
@@ -121,7 +126,7 @@ INPUTS, TARGET = torch.randn(11, 3, generator=torch.Generator().manual_seed(0)),
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_every_sample_is_kept_in_order(split: str) -> None:
-    confidence, loss = gathered(INPUTS, TARGET, 4, split).samples
+    confidence, loss = gathered(INPUTS, TARGET, 4, split=split).samples
     assert torch.equal(confidence, LF.msp(INPUTS))
     assert torch.equal(loss, (INPUTS.argmax(1) != TARGET).float())
 
@@ -136,6 +141,58 @@ def test_the_fingerprint_is_that_of_the_samples_and_not_of_the_batches() -> None
     assert ((INPUTS.argmax(1) != TARGET) == (INPUTS.argmax(1) != other_target)).all()
     others = [(changed, TARGET), (INPUTS, other_target), (INPUTS.flip(0), TARGET.flip(0)), (INPUTS[:8], TARGET[:8])]
     assert len({first, *(gathered(*other, 4).data_sha256 for other in others)}) == 5
+
+
+class Convolutions(Given):
+    """A small network, whose last bits depend on how many samples it sees at once."""
+
+    def __init__(self, shaky: bool) -> None:
+        super().__init__()
+        self.shaky = shaky
+        generator = torch.Generator().manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 4))
+        for weight in self.layers.parameters():
+            torch.nn.init.normal_(weight, std=0.3, generator=generator)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        logits = self.layers(batch[0]).mean((2, 3))
+        # what a machine may do by itself, made sure of
+        return {"logits": logits * (1 + 1e-6 * len(logits) * self.shaky), "target": batch[1]}
+
+
+@pytest.mark.parametrize("shaky", [False, True])
+def test_the_fingerprint_does_not_hang_on_the_last_bits_of_a_network(shaky: bool) -> None:
+    images = torch.randn(11, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = [gathered(images, TARGET, size, module=Convolutions(shaky)) for size in (1, 4, 11)]
+    assert shaky <= (not torch.equal(found[0].samples[0], found[1].samples[0]))
+    assert len({each.data_sha256 for each in found}) == 1
+
+
+class Named(Dataset):
+    """Samples with a name, and a number that each batch has once."""
+
+    def __init__(self, names: str) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(INPUTS)
+
+    def __getitem__(self, index: int) -> Any:
+        return INPUTS[index], TARGET[index], self.names[index], {"path": f"{self.names[index]}.png"}
+
+
+def named_batch(samples: list[Any]) -> Any:
+    return [*default_collate(samples), "digits", 0.5, torch.tensor(2)]
+
+
+def test_names_of_samples_count_and_what_comes_with_each_batch_does_not() -> None:
+    def fingerprint(names: str, size: int) -> str:
+        return gathered(DataLoader(Named(names), batch_size=size, collate_fn=named_batch)).data_sha256
+
+    hashes = {fingerprint("abcdefghijk", size) for size in (1, 4, 11)}
+    assert len(hashes) == 1
+    assert fingerprint("abcdefghijj", 4) not in hashes
+    assert fingerprint("abcdefghikj", 4) not in hashes
 
 
 def test_a_callback_that_reads_other_steps_is_asked_here_too() -> None:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import lightning_efficient.functional as LF
-from lightning_efficient.cli.predictions import abstaining, answered, threshold_beside, write_predictions
+from lightning_efficient.cli.predictions import (
+    abstaining,
+    answered,
+    count_answers,
+    not_used,
+    threshold_beside,
+    write_predictions,
+)
 from lightning_efficient.inference.threshold_file import ThresholdFile
 from lightning_efficient.inference.thresholds import calibrate_threshold
 
@@ -79,8 +86,15 @@ def test_a_threshold_of_msp_is_not_compared_with_another_confidence() -> None:
     assert torch.equal(from_logits["confidence"], LF.msp(logits))
     assert from_logits["accepted"].tolist() == [True, True, True]
     assert torch.equal(own["confidence"], CONFIDENCE)
-    [without] = abstaining([{"prediction": torch.zeros(3), "confidence": CONFIDENCE}], threshold("msp"))
-    assert torch.equal(without["confidence"], CONFIDENCE)
+
+
+@pytest.mark.parametrize("logits", [{}, {"logits": torch.zeros(3)}, {"logits": torch.zeros(3, 2, 2)}])
+def test_a_threshold_of_msp_is_not_used_without_logits_per_class(logits: dict[str, Any]) -> None:
+    whole = {"logits": torch.zeros(3, 2), "prediction": torch.zeros(3), "confidence": CONFIDENCE}
+    outputs = [whole, {"prediction": torch.zeros(3), "confidence": CONFIDENCE} | logits]
+    assert abstaining(outputs, threshold("msp")) is None
+    assert "maximum softmax probability, and predict_step returns no logits" in str(not_used(outputs, threshold("msp")))
+    assert not_used(outputs, threshold("confidence")) is None
 
 
 @pytest.mark.parametrize(
@@ -96,15 +110,18 @@ def test_a_threshold_of_msp_is_not_compared_with_another_confidence() -> None:
 def test_outputs_without_a_confidence_per_sample_cannot_abstain(output: Any) -> None:
     whole = {"prediction": torch.zeros(3), "confidence": CONFIDENCE}
     assert abstaining([whole, output], threshold()) is None
+    assert "predict_step returns no prediction and confidence" in str(not_used([whole, output], threshold()))
 
 
-def test_the_last_line_counts_the_answers_of_all_batches() -> None:
+def test_the_last_line_counts_the_answers_of_all_batches_and_processes() -> None:
     batch, file = {"prediction": torch.zeros(3), "confidence": CONFIDENCE}, threshold()
-    assert answered(abstaining([batch, batch], file), file) == f"answered 4 of 6: {file.calibrated.promise}"
+    counts = [count_answers(abstaining(batches, file) or []) for batches in ([batch, batch], [batch], [])]
+    assert counts == [(4, 6), (2, 3), (0, 0)]
+    assert answered(counts, file) == f"answered 6 of 9: {file.calibrated.promise}"
 
 
 @pytest.mark.parametrize("ckpt_path", [None, "best", "lost.ckpt", "x.ckpt"])
 def test_without_a_file_beside_a_checkpoint_there_is_no_threshold(ckpt_path: str | None) -> None:
     torch.save({"state_dict": {}}, "x.ckpt")
     threshold().write("lost.threshold.json")
-    assert threshold_beside(ckpt_path) is None
+    assert threshold_beside(ckpt_path, object()) is None

@@ -50,6 +50,20 @@ def test_a_score_that_equals_its_threshold_is_an_answer(dtype: torch.dtype) -> N
     assert expert_predictions(torch.tensor([[0.25, 0.5]], dtype=dtype), [0.5]).tolist() == [1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threshold", [0.9, 0.7, 0.6, 0.55])
+def test_a_score_that_was_rounded_like_its_threshold_is_an_answer(dtype: torch.dtype, threshold: float) -> None:
+    scores = torch.tensor([[threshold, 1 - threshold]], dtype=dtype)
+    for limits in ([threshold], torch.tensor([threshold], dtype=torch.float64)):
+        assert expert_predictions(scores, limits).tolist() == [0]
+        assert expert_predictions(torch.nextafter(scores, torch.zeros_like(scores)), limits).tolist() == [-1]
+
+
+def test_half_precision_is_compared_in_float32() -> None:
+    # the nearest float16 number to 0.9 is 0.89990234375
+    assert expert_predictions(torch.tensor([[0.9, 0.1]], dtype=torch.float16), [0.9, 0.8999]).tolist() == [-1, 0]
+
+
 @pytest.mark.parametrize(
     ("scores", "thresholds", "message"),
     [

@@ -151,15 +151,46 @@ def test_an_option_that_cannot_work_is_told_at_once(options: dict, message: str)
         AbstainingPredictor(nn.Identity(), **options)
 
 
+# ---- its state
+
+
+@pytest.mark.parametrize("threshold", [0.1, 1 / 3, -2.5, math.inf])
+def test_the_threshold_is_part_of_the_state(tmp_path: Path, threshold: float) -> None:
+    first, second = AbstainingPredictor(nn.Linear(3, 4), threshold), AbstainingPredictor(nn.Linear(3, 4), 0.5)
+    torch.save(first.half().state_dict(), tmp_path / "predictor.pt")
+    second.load_state_dict(torch.load(tmp_path / "predictor.pt", weights_only=True))
+    assert second.threshold == threshold
+
+
+def test_a_promise_is_kept_only_with_its_threshold() -> None:
+    found = calibrate_threshold(LF.msp(LOGITS), torch.tensor([0, 1, 0, 1]), risk=0.0)
+    predictor = AbstainingPredictor(Returns(LOGITS), found)
+    predictor.load_state_dict(AbstainingPredictor(Returns(LOGITS), found).state_dict())
+    assert predictor.calibrated is found
+    predictor.load_state_dict(AbstainingPredictor(Returns(LOGITS), 0.25).state_dict())
+    assert (predictor.threshold, predictor.calibrated) == (0.25, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(torch.tensor(math.nan), "threshold is nan"), (torch.zeros(2), "not one number"), ("0.5", "is a str, not one")],
+)
+def test_a_state_without_a_threshold_is_refused(state: Any, message: str) -> None:
+    predictor = AbstainingPredictor(nn.Identity(), 0.5)
+    with pytest.raises(ConfigurationError, match=message):
+        predictor.load_state_dict({"_extra_state": state})
+
+
 # ---- from a checkpoint
 
 
-def checkpoint(tmp_path: Path, network: nn.Module, score: Any = "msp") -> Path:
+def checkpoint(tmp_path: Path, network: nn.Module, score: Any = "msp", module_score: str | None = None) -> Path:
     path = tmp_path / "best.ckpt"
     wrapped = {f"backbone.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": wrapped}, path)
     found = calibrate_threshold(torch.tensor([0.9, 0.6, 0.4]), torch.tensor([0, 0, 1]), risk=0.0)
-    ThresholdFile(found, score, "val", "0" * 64, hash_checkpoint(path)).write(ThresholdFile.beside(path))
+    file = ThresholdFile(found, score, "val", "0" * 64, hash_checkpoint(path), module_score)
+    file.write(ThresholdFile.beside(path))
     return path
 
 
@@ -178,6 +209,43 @@ def test_a_threshold_of_the_own_confidence_wants_a_network_that_has_one(tmp_path
     )
     with pytest.raises(ConfigurationError, match="Linear returns no confidence of its own"):
         predictor(torch.zeros(2, 3))
+
+
+class Scores(nn.Linear):
+    """A network with a confidence of its own, by a score that has a name."""
+
+    def __init__(self, score: Any) -> None:
+        super().__init__(3, 4)
+        self.score = score
+
+    def scored(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self(inputs)
+        return logits, LF.confidence(logits, self.score)
+
+
+@pytest.mark.parametrize("given", ["msp", LF.msp, None])
+def test_a_threshold_of_one_score_is_not_applied_to_another(tmp_path: Path, given: Any) -> None:
+    path = checkpoint(tmp_path, nn.Linear(3, 4), "confidence", "energy")
+    before = (network := Scores(given) if given else nn.Linear(3, 4)).weight.clone()
+    with pytest.raises(ConfigurationError, match=r"is of the score 'energy', and \w+ has .*calibrate again") as refused:
+        AbstainingPredictor.from_checkpoint(network, path)
+    assert "\n" not in str(refused.value)
+    assert torch.equal(network.weight, before)
+    assert AbstainingPredictor.from_checkpoint(Scores("energy"), path).score == "confidence"
+
+
+def test_a_threshold_of_msp_fits_whatever_a_network_scores_with(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, network := nn.Linear(3, 4), "msp", "energy")
+    answer = AbstainingPredictor.from_checkpoint(Scores("margin"), path)(inputs := torch.eye(3))
+    assert torch.equal(answer.confidence, LF.msp(network(inputs).detach()))
+
+
+def test_a_link_to_a_checkpoint_has_its_threshold(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, nn.Linear(3, 4))
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "last.ckpt"
+    link.symlink_to(path)
+    assert AbstainingPredictor.from_checkpoint(nn.Linear(3, 4), link).threshold == pytest.approx(0.6)
 
 
 def test_a_checkpoint_that_was_trained_further_is_refused(tmp_path: Path) -> None:

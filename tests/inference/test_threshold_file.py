@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.inference.threshold_file import SCHEMA, ThresholdFile, add_bytes, hash_checkpoint
+from lightning_efficient.inference.threshold_file import SCHEMA, ThresholdFile, add_bytes, hash_checkpoint, score_name
 from lightning_efficient.inference.thresholds import calibrate_threshold
 
 CONFIDENCE, WRONG = torch.linspace(0, 1, 200), torch.arange(200) < 20
@@ -35,7 +35,7 @@ def saved(path: Path, network: nn.Module, **rest: Any) -> Path:
 @pytest.mark.parametrize("score", ["msp", "confidence"])
 def test_what_is_written_comes_back_also_where_no_threshold_was_found(tmp_path: Path, risk: float, score: Any) -> None:
     found = calibrate_threshold(CONFIDENCE, torch.ones(200), risk=risk) if risk == 0 else a_file().calibrated
-    file = a_file(calibrated=found, score=score, split="test")
+    file = a_file(calibrated=found, score=score, split="test", module_score="energy", precision="bf16-mixed")
     file.write(tmp_path / "new" / "x.threshold.json")
     assert ThresholdFile.read(tmp_path / "new" / "x.threshold.json") == file
 
@@ -97,7 +97,13 @@ def test_bytes_that_are_no_text_are_damaged(tmp_path: Path) -> None:
     assert_damaged(tmp_path / "x.json", "damaged: it is no JSON")
 
 
-@pytest.mark.parametrize("name", ["schema", "version", "calibrated", "score", "split", "data_sha256", "weights_sha256"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("schema", "version", "calibrated", "score", "split", "data_sha256", "weights_sha256"),
+        *("module_score", "precision"),
+    ],
+)
 def test_every_entry_is_needed(tmp_path: Path, name: str) -> None:
     content = a_file().to_dict()
     del content[name]
@@ -117,6 +123,9 @@ def test_every_entry_is_needed(tmp_path: Path, name: str) -> None:
         ("split", "train"),
         ("data_sha256", "0" * 63),
         ("weights_sha256", None),
+        ("module_score", ""),
+        ("module_score", ["msp"]),
+        ("precision", 32),
     ],
 )
 def test_every_entry_is_checked(tmp_path: Path, name: str, value: Any) -> None:
@@ -169,6 +178,81 @@ def test_every_weight_its_name_and_its_dtype_count(tmp_path: Path) -> None:
         network.bias[1] = torch.nextafter(network.bias[1], torch.tensor(9.0))
     hashes.add(hash_checkpoint(saved(tmp_path / "d.ckpt", network)))
     assert len(hashes) == 4
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"model": state}, lambda state: {"state_dict": {"model": state}}])
+def test_weights_count_in_every_container_that_they_can_be_loaded_from(tmp_path: Path, wrap: Any) -> None:
+    network = nn.Linear(60, 60)  # torch writes no more than the edges of such a matrix
+    torch.save(wrap(network.state_dict()) | {"epoch": 1}, tmp_path / "one.ckpt")
+    with torch.no_grad():
+        network.weight[30, 30] += 1
+    torch.save(wrap(network.state_dict()) | {"epoch": 1}, tmp_path / "other.ckpt")
+    assert hash_checkpoint(tmp_path / "one.ckpt") != hash_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_container_does_not_count_itself(tmp_path: Path) -> None:
+    network = nn.Linear(3, 2)
+    first = hash_checkpoint(saved(tmp_path / "a.ckpt", network))
+    torch.save({"model": network.state_dict(), "optimizer": {}}, tmp_path / "b.ckpt")
+    assert hash_checkpoint(tmp_path / "b.ckpt") == first
+
+
+def test_tensors_inside_other_values_count_whole(tmp_path: Path) -> None:
+    hashes = set()
+    for changed in (None, 0, 1):
+        rows = [torch.zeros(2000), torch.zeros(2000)]
+        if changed is not None:
+            rows[changed][1000] = 1
+        state = {"weight": torch.zeros(1), "_extra_state": {"memory": rows, "step": 3}}
+        torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+        hashes.add(hash_checkpoint(tmp_path / "x.ckpt"))
+    state["_extra_state"]["step"] = 4
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    hashes.add(hash_checkpoint(tmp_path / "x.ckpt"))
+    assert len(hashes) == 4
+
+
+# ---- scores
+
+
+@pytest.mark.parametrize(
+    ("score", "name"),
+    [
+        ("energy", "energy"),
+        (None, None),
+        (3, None),
+        (hash_checkpoint, "function hash_checkpoint"),
+        (nn.ReLU(), "function ReLU"),
+    ],
+)
+def test_a_score_has_a_name(score: Any, name: str | None) -> None:
+    module = nn.Linear(1, 1)
+    module.score = score
+    assert score_name(module) == name
+
+
+def test_only_a_score_that_is_known_and_counts_is_compared() -> None:
+    module = nn.Linear(1, 1)
+    module.score = "msp"
+    for fitting in ({"module_score": "msp"}, {"module_score": None}, {"score": "msp", "module_score": "energy"}):
+        a_file(**({"score": "confidence"} | fitting)).check_score(module, "x.json")
+    with pytest.raises(ConfigurationError, match=r"x\.json is of the score 'energy', and Linear has 'msp'; set its"):
+        a_file(score="confidence", module_score="energy").check_score(module, "x.json")
+
+
+# ---- links
+
+
+def test_the_file_of_a_link_is_its_own_or_that_of_what_it_leads_to(tmp_path: Path) -> None:
+    checkpoint, link = tmp_path / "epoch=3.ckpt", tmp_path / "last.ckpt"
+    checkpoint.touch()
+    link.symlink_to(checkpoint)
+    own, other = ThresholdFile.beside(link), ThresholdFile.beside(checkpoint)
+    assert ThresholdFile.find(link) == own
+    other.touch()
+    assert ThresholdFile.find(link) == other
+    own.touch()
+    assert ThresholdFile.find(link) == own
 
 
 def test_another_checkpoint_is_refused_and_its_own_is_not(tmp_path: Path) -> None:

@@ -181,6 +181,37 @@ def test_a_damaged_file_is_refused_with_the_entry(change, message):
         CalibratedThreshold.from_dict({**values, **change})
 
 
+@pytest.mark.parametrize("name", ["version", "threshold", "target", "samples", "coverage", "bound"])
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_an_integer_without_end_is_damage_and_no_other_error(name, digits):
+    values = calibrate_threshold(*make(100), risk=0.1).to_dict()
+    for huge in (10**digits, -(10**digits)):
+        with pytest.raises(ConfigurationError, match=f"not a calibrated threshold: .*{name} is") as refused:
+            CalibratedThreshold.from_dict({**values, name: huge})
+        assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("level", "written"),
+    [
+        (0.95, "95"),
+        (0.57, "57"),
+        (0.99999999, "99.9999"),
+        (0.9999999, "99.9999"),
+        (0.999, "99.9"),
+        (1 / 3, "33.3333"),
+        (1e-9, "0.0000001"),
+    ],
+)
+def test_a_promise_claims_no_more_than_it_was_calibrated_with(level, written):
+    options = {"kind": "generalized", "confidence_level": level}
+    found = calibrate_threshold(torch.rand(500), torch.zeros(500), risk=0.123456789, **options)
+    assert found.promise.startswith(f"With probability at least {written} % over the draw")
+    assert "at most 12.3457 % of all samples" in found.promise
+    rounded_up = calibrate_threshold(torch.rand(500), torch.zeros(500), risk=0.1234561, **options)
+    assert "at most 12.3457 % of all samples" in rounded_up.promise
+
+
 @pytest.mark.parametrize("name", ["version", "threshold", "promise", "bound"])
 def test_a_missing_entry_is_named(name):
     values = calibrate_threshold(*make(100), risk=0.1).to_dict()

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import torch
 
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.metrics import AUGRC, AURC, CoverageAtRisk
+
+
+def refuses_an_interval(metric: AURC | AUGRC | CoverageAtRisk) -> bool:
+    try:
+        metric.confidence_interval(resamples=2)
+    except ConfigurationError:
+        return True
+    return False
 
 
 def main(rank: int, store: str, source: str, output: str) -> None:
@@ -25,6 +34,8 @@ def main(rank: int, store: str, source: str, output: str) -> None:
                 key = f"{name}/{bins}/{type(metric).__name__}"
                 results[key] = metric.compute().item()
                 results[f"{key}/summary"] = metric.summary().total.item()
+                results[f"{key}/dtype"] = str(metric.summary().thresholds.dtype)
+                results[f"{key}/refused"] = refuses_an_interval(metric)
     if rank == 1:
         Path(output).write_text(json.dumps(results))
     torch.distributed.destroy_process_group()

@@ -133,11 +133,59 @@ def test_the_interval_does_not_sort_again(monkeypatch):
     assert low < metric.compute() < high
 
 
-def test_bins_of_weighted_samples_have_no_interval():
-    metric = AURC(bins=10)
-    metric.update_scores(MSP, ERRORS, torch.full((3000,), 0.3))
-    with pytest.raises(ConfigurationError, match="whole samples and errors"):
-        metric.confidence_interval(resamples=5)
+@pytest.mark.parametrize(
+    "samples",
+    [
+        (MSP[:1000], ERRORS[:1000], torch.full((1000,), 0.3)),
+        (MSP[:1000], ERRORS[:1000], torch.full((1000,), 4)),
+        (torch.tensor([0.12, 0.15, 0.55, 0.58]), torch.full((4,), 0.5), None),
+    ],
+    ids=["weights", "whole weights", "losses with a whole sum"],
+)
+@pytest.mark.parametrize("validate_args", [True, False])
+def test_bins_of_other_than_single_samples_and_errors_have_no_interval(samples, validate_args):
+    metric = AURC(bins=10, validate_args=validate_args)
+    metric.update_scores(*samples)
+    metric.update_scores(MSP[1000:], ERRORS[1000:])
+    for attempt in (lambda: metric.confidence_interval(resamples=5), lambda: metric.plot(interval=0.9, resamples=5)):
+        with pytest.raises(ConfigurationError, match="bins=10 hold weighted samples or losses other than 0 and 1"):
+            attempt()
+    metric.plot()
+    metric.reset()
+    assert feed(metric).confidence_interval(resamples=5) == feed(AURC(bins=10)).confidence_interval(resamples=5)
+
+
+def test_weights_of_one_and_errors_of_any_dtype_have_the_interval_of_the_plain_samples():
+    expected = feed(AURC(bins=10)).confidence_interval(resamples=20)
+    for loss in (ERRORS.bool(), ERRORS.float(), ERRORS.long()):
+        for weight in (None, torch.ones(3000), torch.ones(3000, dtype=torch.int64)):
+            metric = AURC(bins=10)
+            metric.update_scores(MSP, loss, weight)
+            assert metric.confidence_interval(resamples=20) == expected
+
+
+def test_weighted_bins_stay_one_compute_group_and_refuse_in_every_member():
+    metrics = feed(
+        MetricCollection({"aurc": AURC(bins=10), "augrc": AUGRC(bins=10), "risk": RiskAtCoverage(1, bins=10)})
+    )
+    for _ in range(2):
+        metrics.update(confidence=MSP, loss=ERRORS, weight=torch.full((3000,), 2))
+    assert len(metrics.compute_groups) == 1
+    metrics.compute()
+    for name in metrics:
+        with pytest.raises(ConfigurationError, match="leave bins out"):
+            metrics[name].confidence_interval(resamples=5)
+
+
+def test_a_batch_of_weighted_bins_is_remembered_by_forward_and_by_a_merge():
+    weighted = AURC(bins=10)
+    weighted(confidence=MSP[:9], loss=ERRORS[:9], weight=torch.full((9,), 2))
+    weighted(confidence=MSP, loss=ERRORS)
+    merged = feed(AURC(bins=10))
+    merged.merge_state(weighted)
+    for metric in (weighted, merged):
+        with pytest.raises(ConfigurationError, match="leave bins out"):
+            metric.confidence_interval(resamples=5)
 
 
 def test_a_curve_has_no_interval_and_says_what_has_one():

@@ -230,7 +230,7 @@ def test_two_processes_with_uneven_and_empty_shards_equal_one(tmp_path):
     ranks = [subprocess.Popen([*command, str(rank), *arguments]) for rank in range(2)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     values = json.loads((tmp_path / "values.json").read_text())
-    assert len(values) == len(cases) * 2 * 3 * 2
+    assert len(values) == len(cases) * 2 * 3 * 4
     for name, (scores, loss, weights, _) in cases.items():
         for bins in (None, 1000):
             for metric in (AURC(bins=bins), AUGRC(bins=bins), CoverageAtRisk(0.2, bins=bins)):
@@ -238,6 +238,8 @@ def test_two_processes_with_uneven_and_empty_shards_equal_one(tmp_path):
                 key = f"{name}/{bins}/{type(metric).__name__}"
                 assert values[key] == pytest.approx(metric.compute().item(), abs=1e-6), key
                 assert values[f"{key}/summary"] == pytest.approx(metric.summary().total.item()), key
+                assert values[f"{key}/dtype"] == str(scores.dtype), key
+                assert values[f"{key}/refused"] == (bins is not None and weights is not None), key
 
 
 def test_pickle_clone_and_deepcopy_carry_the_state():
