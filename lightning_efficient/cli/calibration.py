@@ -19,30 +19,21 @@ from lightning_efficient._trainer import callbacks_of, gather_objects
 from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskKind
-from lightning_efficient.functional.thresholds import ThresholdRule
+from lightning_efficient.functional.thresholds import RISK_OF_RULE, RULES_WITH_LEVEL, ThresholdRule
 from lightning_efficient.inference.threshold_file import (
     ScoreSource,
     Split,
     ThresholdFile,
-    add_bytes,
     hash_checkpoint,
     score_name,
 )
-from lightning_efficient.inference.thresholds import calibrate_threshold
-from lightning_efficient.nn.checkpoints import read_checkpoint
+from lightning_efficient.inference.thresholds import calibrate_threshold, meant_rule
+from lightning_efficient.nn.checkpoints import add_bytes, read_checkpoint
 from lightning_efficient.typing import Batch, Predictions
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-_NEEDS_CONFIDENCE = ("sgr", "fixed_sequence", "rcps")
-_KIND_OF: dict[str, RiskKind] = {
-    "sgr": "selective",
-    "fixed_sequence": "selective",
-    "rcps": "generalized",
-    "conformal": "generalized",
-}
-"""Which risk a rule bounds; the others bound none."""
 _WRITERS = (Checkpoint, SaveConfigCallback, SelectiveCoverage, LatencyProfiler)
 
 
@@ -72,34 +63,30 @@ class Request:
             raise ConfigurationError("--confidence goes with --risk; a coverage is met without it")
         if self.rule is not None:
             self._check_rule(self.rule)
-        if self.risk == 0 and (promising := self._promising_rule()):
+        rule = self.rule or meant_rule(self.coverage, self.confidence, self.risk_kind)
+        if self.risk == 0 and rule in RISK_OF_RULE:
             raise ConfigurationError(
-                f"--risk is 0, and no number of samples shows that by the rule {promising}; give a risk above 0, such "
+                f"--risk is 0, and no number of samples shows that by the rule {rule}; give a risk above 0, such "
                 "as 0.01, or --rule empirical without --confidence"
             )
-
-    def _promising_rule(self) -> str | None:
-        """Return the rule, given or meant, that promises a risk for new samples."""
-        meant = None if self.confidence is None else "sgr" if self.kind != "generalized" else "rcps"
-        rule = self.rule or meant
-        return rule if rule in _KIND_OF else None
 
     def _check_rule(self, rule: ThresholdRule) -> None:
         if (rule == "coverage") != (self.coverage is not None):
             needed = "--coverage" if rule == "coverage" else "--risk"
             raise ConfigurationError(f"--rule {rule} needs {needed}")
-        if rule in _NEEDS_CONFIDENCE and self.confidence is None:
+        if rule in RULES_WITH_LEVEL and self.confidence is None:
             raise ConfigurationError(f"--rule {rule} needs --confidence, such as 0.95")
-        if rule not in _NEEDS_CONFIDENCE and self.confidence is not None:
-            allowed = ", ".join(_NEEDS_CONFIDENCE)
+        if rule not in RULES_WITH_LEVEL and self.confidence is not None:
+            allowed = ", ".join(RULES_WITH_LEVEL)
             raise ConfigurationError(f"--rule {rule} takes no --confidence; those that do are {allowed}")
-        if (bounds := _KIND_OF.get(rule)) and self.kind not in (None, bounds):
+        if (bounds := RISK_OF_RULE.get(rule)) and self.kind not in (None, bounds):
             raise ConfigurationError(f"--rule {rule} bounds the {bounds} risk; leave out --kind {self.kind}")
 
     @property
     def risk_kind(self) -> RiskKind:
         """The kind of risk: as given, or what the rule bounds, or the selective risk."""
-        return self.kind or _KIND_OF.get(self.rule or "", "selective")
+        bounds = None if self.rule is None else RISK_OF_RULE.get(self.rule)
+        return self.kind or bounds or "selective"
 
 
 class Gathering(SelectiveCoverage):
@@ -122,43 +109,8 @@ class Gathering(SelectiveCoverage):
         self.left_out: str | None = None
         self._digests: list[Any] = []
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add a batch."""
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._read(outputs, batch, dataloader_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add a batch."""
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._read(outputs, batch, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather over processes."""
-        self._close(trainer, pl_module)
-        self.left_out = _left_out("val", trainer.val_dataloaders, trainer.num_val_batches)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather over processes."""
-        self._close(trainer, pl_module)
-        self.left_out = _left_out("test", trainer.test_dataloaders, trainer.num_test_batches)
-
-    def _read(self, outputs: Any, batch: Batch, index: int) -> None:
+    def _update(self, module: LightningModule, loaders: Any, outputs: Any, batch: Batch, index: int) -> None:
+        super()._update(module, loaders, outputs, batch, index)
         if index:
             return
         if self.predictions is None and isinstance(outputs, Mapping) and outputs.get("confidence") is not None:
@@ -172,7 +124,8 @@ class Gathering(SelectiveCoverage):
             else:
                 self._digests[number].update("".join(map(repr, leaf)).encode())
 
-    def _close(self, trainer: Trainer, module: LightningModule) -> None:
+    def _log(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Gather over processes, and log nothing."""
         confidence, loss = (values.cpu() for values in self.confidence_and_loss())
         digest = hashlib.sha256()
         for own in gather_objects(trainer, [digest.hexdigest() for digest in self._digests]):
@@ -182,6 +135,8 @@ class Gathering(SelectiveCoverage):
         digest.update(_kind(errors).encode())
         add_bytes(digest, errors)
         self.module_score, self.precision = score_name(module), str(trainer.precision)
+        loaders, limits = (getattr(trainer, name) for name in (f"{stage}_dataloaders", f"num_{stage}_batches"))
+        self.left_out = _left_out(stage, loaders, limits)
         self.samples, self.data_sha256 = (confidence, loss.to(confidence.dtype)), digest.hexdigest()
 
 
@@ -273,7 +228,7 @@ def _check(option: str, value: float | None, fits: Any, allowed: str) -> None:
         raise ConfigurationError(f"--{option} is {value:g}; it must be {allowed}")
 
 
-def _left_out(split: Split, loaders: Any, limits: Sequence[int | float]) -> str | None:
+def _left_out(split: str, loaders: Any, limits: Sequence[int | float]) -> str | None:
     """Return the note that a limit leaves batches of the first loader out, if it does."""
     try:
         batches, limit = len(next(iter(tree_leaves(loaders)))), limits[0]

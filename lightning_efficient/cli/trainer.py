@@ -83,15 +83,15 @@ class EfficientTrainer(Trainer):
             )
         if gathering.left_out and not is_rehearsal(self):
             rank_zero_info(gathering.left_out)
-        path = Path(out) if out else ThresholdFile.beside(checkpoint)
+        page, path = threshold_page(file, checkpoint), Path(out) if out else ThresholdFile.beside(checkpoint)
         if is_rehearsal(self):
-            json_file = "-" if json_file == "-" else None
-        elif json_file and json_file != "-":
-            _write(Path(json_file), file.to_dict())  # before the other, which would be in force already
-        if not is_rehearsal(self):
-            file.write(path)
-        _show(threshold_page(file, checkpoint), file.to_dict(), json_file, written=True)
-        if json_file != "-" and not is_rehearsal(self):
+            _show(page, file.to_dict(), json_file)
+            return
+        _write(json_file, file.to_dict())  # before the other, which would be in force already
+        file.write(path)
+        _show(page, file.to_dict(), json_file)
+        _say_file(json_file)
+        if json_file != "-":
             say(str(path))
 
     def profile(
@@ -132,27 +132,33 @@ class EfficientTrainer(Trainer):
             message = f"the model does not run on an input of shape {list(shape)} ({error}); give another --input_shape"
             raise ConfigurationError(message) from error
         _show(footprint_page(footprint), footprint.to_dict(), json_file)
+        _write(json_file, footprint.to_dict())
+        _say_file(json_file)
 
 
-def _show(page: RenderableType, figures: dict[str, Any], json_file: str | None, written: bool = False) -> None:
-    """Print a page, or JSON in its place; and write the JSON, if a file is given and it is not written yet."""
+def _show(page: RenderableType, figures: dict[str, Any], json_file: str | None) -> None:
+    """Print a page, or JSON in its place."""
     from rich.console import Console
 
     if json_file == "-":
         say(json.dumps(figures, indent=2))
+    else:
+        Console().print(page)
+
+
+def _write(json_file: str | None, figures: dict[str, Any]) -> None:
+    """Write the JSON, if a file is given."""
+    if not json_file or json_file == "-":
         return
-    Console().print(page)
-    if json_file:
-        if not written:
-            _write(Path(json_file), figures)
-        say(json_file)
-
-
-def _write(file: Path, figures: dict[str, Any]) -> None:
     try:
-        file.write_text(f"{json.dumps(figures, indent=2)}\n", encoding="utf-8")
+        Path(json_file).write_text(f"{json.dumps(figures, indent=2)}\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"json_file: {file} cannot be written ({error.strerror})") from error
+        raise ConfigurationError(f"json_file: {json_file} cannot be written ({error.strerror})") from error
+
+
+def _say_file(json_file: str | None) -> None:
+    if json_file and json_file != "-":
+        say(json_file)
 
 
 def _sample_shape(

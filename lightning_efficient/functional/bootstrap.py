@@ -16,6 +16,8 @@ from torch import Tensor
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
+    are_errors,
+    as_summary,
     checked_samples,
     risk_coverage_summary,
     sort_into_groups,
@@ -77,8 +79,6 @@ def bootstrap_interval(
         raise ConfigurationError(f"level={level!r} must lie between 0 and 1, such as 0.95.")
     if resamples < 1:
         raise ConfigurationError(f"resamples={resamples!r} must be at least 1, such as 1000.")
-    if isinstance(scores, RiskCoverage) and (loss is not None or weight is not None):
-        raise ConfigurationError("A RiskCoverage summary holds its losses already; pass it alone.")
     cells = _cells(scores, loss, weight)
     if cells.members.numel() == 0:
         return (nan := not_a_number(risk_coverage_summary(*torch.zeros(2, 0)))), nan
@@ -137,21 +137,12 @@ class _Cells:
 
 
 def _cells(scores: RiskCoverage | Tensor, loss: Tensor | None, weight: Tensor | None) -> _Cells:
-    if isinstance(scores, RiskCoverage):
-        return _cells_of_summary(scores)
-    if loss is None:
-        raise ConfigurationError("A confidence needs the loss of each sample; pass both, or a RiskCoverage summary.")
-    if weight is None and are_errors(loss):
-        return _cells_of_summary(risk_coverage_summary(scores, loss))
+    if isinstance(scores, RiskCoverage) or loss is None or (weight is None and are_errors(loss)):
+        return _cells_of_summary(as_summary(scores, loss, weight))
     confidence, loss, weight = checked_samples(scores, loss, weight)
     order, ends, thresholds = sort_into_groups(confidence)
     counts = torch.ones_like(loss, dtype=torch.float64) if weight is None else weight.double()[order]
     return _Cells(torch.ones_like(order), counts, counts * loss[order], ends, thresholds)
-
-
-def are_errors(loss: Tensor) -> bool:
-    """Whether every loss is 0 or 1, so that a summary holds all there is to draw from."""
-    return not loss.is_floating_point() or bool(((loss == 0) | (loss == 1)).all())
 
 
 def _cells_of_summary(summary: RiskCoverage) -> _Cells:

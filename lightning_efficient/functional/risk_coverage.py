@@ -217,6 +217,11 @@ def bin_indices(confidence: Tensor, edges: Tensor, low: float, high: float) -> T
     return index.sub_((confidence < edges.index_select(0, index)).long())
 
 
+def are_errors(loss: Tensor) -> bool:
+    """Whether every loss is 0 or 1, so that the counts of a summary say all of them."""
+    return not loss.is_floating_point() or bool(((loss == 0) | (loss == 1)).all())
+
+
 def checked_samples(
     confidence: Tensor, loss: Tensor, weight: Tensor | None, *, within: str = ""
 ) -> tuple[Tensor, Tensor, Tensor | None]:

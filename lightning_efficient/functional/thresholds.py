@@ -29,6 +29,15 @@ from lightning_efficient.functional.risk_coverage import RiskCoverage, as_summar
 
 ThresholdRule: TypeAlias = Literal["coverage", "empirical", "sgr", "fixed_sequence", "rcps", "conformal"]
 RULES: tuple[ThresholdRule, ...] = ("coverage", "empirical", "sgr", "fixed_sequence", "rcps", "conformal")
+RULES_WITH_LEVEL: tuple[ThresholdRule, ...] = ("sgr", "fixed_sequence", "rcps")
+"""Those whose promise holds with a probability."""
+RISK_OF_RULE: dict[ThresholdRule, RiskKind] = {
+    "sgr": "selective",
+    "fixed_sequence": "selective",
+    "rcps": "generalized",
+    "conformal": "generalized",
+}
+"""Which risk a rule bounds for new samples; the others bound none."""
 
 
 class ThresholdChoice(NamedTuple):
@@ -76,7 +85,7 @@ def coverage_threshold(
     """
     summary = _samples(scores, loss)
     threshold = risk_at_coverage(summary, coverage=coverage, at_least=True)[1]
-    return _choice(summary, int((summary.thresholds >= threshold).sum()) - 1)
+    return _choice(summary, _group_of(summary, threshold))
 
 
 def empirical_threshold(
@@ -104,7 +113,7 @@ def empirical_threshold(
     """
     summary = _samples(scores, loss)
     threshold = coverage_at_risk(summary, risk=risk, kind=kind)[1]
-    return _choice(summary, int((summary.thresholds >= threshold).sum()) - 1)
+    return _choice(summary, _group_of(summary, threshold))
 
 
 def sgr_threshold(
@@ -368,6 +377,11 @@ def _enough(rule: ThresholdRule, summary: RiskCoverage, risk: float, delta: floa
             f"{count} were given; use more samples, {cure}."
         )
     return count
+
+
+def _group_of(summary: RiskCoverage, threshold: Tensor) -> int:
+    """Index of the last group at or above a threshold, -1 where there is none."""
+    return int((summary.thresholds >= threshold).sum()) - 1
 
 
 def _last(summary: RiskCoverage, allowed: int | None) -> int:

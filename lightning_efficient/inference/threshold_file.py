@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 from uuid import uuid4
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference.thresholds import CalibratedThreshold
-from lightning_efficient.nn.checkpoints import read_checkpoint, unpacked
+from lightning_efficient.nn.checkpoints import hash_weights, read_checkpoint, unpacked
 
 SCHEMA = 1
 """Version of the format; a file of a newer one is refused."""
 
 ScoreSource: TypeAlias = Literal["confidence", "msp"]
 """Whose confidence the threshold is of: the module's own, or the maximum softmax probability of its logits."""
+
+FUNCTION = "function "
+"""How the name of a score begins that is a function."""
 
 Split: TypeAlias = Literal["val", "test"]
 
@@ -180,20 +182,11 @@ def hash_checkpoint(ckpt_path: str | Path) -> str:
     path = Path(ckpt_path)
     stored = read_checkpoint(path, "ckpt_path")
     state = unpacked(stored)
-    leaves = {name: tree_flatten(value) for name, value in state.items()}
-    has_weights = any(isinstance(leaf, Tensor) for values, _ in leaves.values() for leaf in values)
+    has_weights = any(isinstance(leaf, Tensor) for leaf in tree_leaves(state))
     if not isinstance(stored, Mapping) or (state and not has_weights):
         raise ConfigurationError(f"ckpt_path: {str(path)!r} is no checkpoint, or it is damaged")
     digest = hashlib.sha256()
-    for name, (values, structure) in leaves.items():
-        if not isinstance(state[name], Tensor):
-            digest.update(repr((name, str(structure))).encode())
-        for value in values:
-            if isinstance(value, Tensor):
-                digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
-                add_bytes(digest, value)
-            else:
-                digest.update(repr((name, value)).encode())
+    hash_weights(digest, state)
     return digest.hexdigest()
 
 
@@ -207,13 +200,8 @@ def score_name(module: object) -> str | None:
     """
     score = getattr(module, "score", None)
     if callable(score):
-        return f"function {getattr(score, '__qualname__', type(score).__qualname__)}"
+        return f"{FUNCTION}{getattr(score, '__qualname__', type(score).__qualname__)}"
     return score if isinstance(score, str) else None
-
-
-def add_bytes(digest: Any, value: Tensor) -> None:
-    """Feed a ``hashlib`` digest with the bytes of a tensor; alike on any device."""
-    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _parsed(path: Path, content: Mapping[str, Any]) -> ThresholdFile:

@@ -14,8 +14,11 @@ from torch import Tensor
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.functional.operating_points import RISK_KINDS, RiskKind
+from lightning_efficient.functional.risk_coverage import are_errors
 from lightning_efficient.functional.thresholds import (
+    RISK_OF_RULE,
     RULES,
+    RULES_WITH_LEVEL,
     ThresholdChoice,
     ThresholdRule,
     conformal_threshold,
@@ -30,12 +33,6 @@ VERSION = 1
 """Of the dictionary that :meth:`CalibratedThreshold.to_dict` returns."""
 
 _WITH_LEVEL = {"sgr": sgr_threshold, "fixed_sequence": fixed_sequence_threshold, "rcps": rcps_threshold}
-_KIND_OF: dict[str, RiskKind] = {
-    "sgr": "selective",
-    "fixed_sequence": "selective",
-    "rcps": "generalized",
-    "conformal": "generalized",
-}
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ def calibrate_threshold(
         else:
             assert confidence_level is not None
             choice = _WITH_LEVEL[rule](confidence, loss, risk=risk, delta=1 - confidence_level)
-    counted = bool(((loss == 0) | (loss == 1)).all())
+    counted = are_errors(loss)
     over = choice.accepted if kind == "selective" else choice.samples
     return CalibratedThreshold(
         threshold=choice.threshold,
@@ -177,24 +174,27 @@ def calibrate_threshold(
     )
 
 
+def meant_rule(coverage: float | None, level: float | None, kind: RiskKind) -> ThresholdRule:
+    """Return the rule that ``calibrate_threshold`` takes where none is named."""
+    if coverage is not None:
+        return "coverage"
+    if level is None:
+        return "empirical"
+    return "sgr" if kind == "selective" else "rcps"
+
+
 def _rule(rule: ThresholdRule | None, coverage: float | None, level: float | None, kind: RiskKind) -> ThresholdRule:
     """Return the rule that the options mean, or raise where they do not go together."""
-    if rule is None:
-        if coverage is not None:
-            rule = "coverage"
-        elif level is None:
-            rule = "empirical"
-        else:
-            rule = "sgr" if kind == "selective" else "rcps"
+    rule = rule or meant_rule(coverage, level, kind)
     check_choice("rule", rule, RULES)
     if (rule == "coverage") != (coverage is not None):
         wanted = "coverage" if rule == "coverage" else "risk"
         raise ConfigurationError(f"rule={rule!r} needs a {wanted} as its target; give {wanted} or leave the rule out.")
-    if rule in _KIND_OF and kind != _KIND_OF[rule]:
-        raise ConfigurationError(f"rule={rule!r} bounds the {_KIND_OF[rule]} risk, got kind={kind!r}.")
-    if level is None and rule in _WITH_LEVEL:
+    if kind != RISK_OF_RULE.get(rule, kind):
+        raise ConfigurationError(f"rule={rule!r} bounds the {RISK_OF_RULE[rule]} risk, got kind={kind!r}.")
+    if level is None and rule in RULES_WITH_LEVEL:
         raise ConfigurationError(f"rule={rule!r} needs a confidence_level, such as 0.95.")
-    if level is not None and rule not in _WITH_LEVEL:
+    if level is not None and rule not in RULES_WITH_LEVEL:
         message = f"rule={rule!r} promises nothing with a probability; leave confidence_level={level!r} out."
         raise ConfigurationError(message)
     if level is not None and not 0 < level < 1:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_fraction
+from lightning_efficient.losses._options import check_option_names
 from lightning_efficient.losses.disk import DiSKLoss
 from lightning_efficient.losses.distillation import (
     CrossEntropyObjective,
@@ -60,13 +60,7 @@ def views_needed(objective: Objective, guide: float | str | Guide) -> frozenset[
 
 def check_options(objective: Objective, options: Mapping[str, Any]) -> None:
     """Raise for an option that the objective does not have, before anything is built."""
-    allowed = [name for name in inspect.signature(_LOSSES[objective]).parameters if name not in _SIZES]
-    for name in options:
-        if name not in allowed:
-            raise ConfigurationError(
-                f"model.objective_kwargs: {objective!r} has no option {name!r}; it has {', '.join(allowed)}."
-                f"{did_you_mean(name, allowed)}"
-            )
+    check_option_names(objective, options, _LOSSES[objective], _SIZES)
 
 
 def build_objective(

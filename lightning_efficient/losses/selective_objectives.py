@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.losses._options import check_option_names
 from lightning_efficient.losses._selective_objective import SelectiveObjective
 from lightning_efficient.losses.gamblers import GamblersLoss
 from lightning_efficient.losses.one_sided import OneSidedLoss
@@ -37,13 +37,7 @@ def check_selective_options(objective: str, options: Mapping[str, Any]) -> None:
         >>> check_selective_options("gamblers", {"payoff": 2.2})
     """
     check_choice("model.objective", objective, get_args(SelectiveObjectiveName))
-    allowed = [name for name in inspect.signature(_OBJECTIVES[objective]).parameters if name not in _SIZES]
-    for name in options:
-        if name not in allowed:
-            raise ConfigurationError(
-                f"model.objective_kwargs: {objective!r} has no option {name!r}; it has {', '.join(allowed)}."
-                f"{did_you_mean(name, allowed)}"
-            )
+    check_option_names(objective, options, _OBJECTIVES[objective], _SIZES)
 
 
 def build_selective_objective(objective: str, options: Mapping[str, Any], num_classes: int) -> SelectiveObjective:

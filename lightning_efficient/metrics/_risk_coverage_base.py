@@ -17,12 +17,13 @@ from torchmetrics import Metric
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
-from lightning_efficient.functional.bootstrap import are_errors, bootstrap_interval
+from lightning_efficient.functional.bootstrap import bootstrap_interval
 from lightning_efficient.functional.confidence import Score, confidence_from_probs
 from lightning_efficient.functional.confidence import confidence as confidence_from_logits
 from lightning_efficient.functional.operating_points import RiskKind, risks_at
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
+    are_errors,
     bin_edges,
     bin_indices,
     cast_samples,

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from lightning_efficient.errors import ConfigurationError
@@ -35,10 +35,14 @@ class Classifier(pl.LightningModule):
             {
                 "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
                 "calibration_error": MulticlassCalibrationError(self.num_classes, n_bins=15),
-                "aurc": AURC(bins=1000),
+                **self.ranking_metrics(),
             },
             prefix=prefix,
         )
+
+    def ranking_metrics(self) -> dict[str, Metric]:
+        """Return the metrics of how well the confidence ranks the answers, by name."""
+        return {"aurc": AURC(bins=1000)}
 
     def setup(self, stage: str) -> None:
         """Compare classes and channels with the data module's, if it tells them."""

@@ -94,7 +94,7 @@ def _name(network: nn.Module, data: pl.LightningDataModule, epochs: int) -> str:
     fingerprint = getattr(data, "train_fingerprint", None)
     if fingerprint is not None:
         digest.update(fingerprint().encode())
-    hash_weights(digest, network)
+    hash_weights(digest, network.state_dict())
     return f"{type(network).__name__.lower()}-{digest.hexdigest()[:16]}"
 
 

@@ -11,8 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics import Metric
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient._trainer import drop_gradients, is_rehearsal, refuse_shards, take_part
@@ -22,6 +21,7 @@ from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.abstention import answer_score
 from lightning_efficient.functional.confidence import ScoreName, confidence
 from lightning_efficient.functional.entropy_penalty import EntropyForm, entropy_penalty
+from lightning_efficient.inference.threshold_file import FUNCTION, score_name
 from lightning_efficient.losses.selective_objectives import (
     SelectiveObjectiveName,
     build_selective_objective,
@@ -40,7 +40,6 @@ SelectiveScore: TypeAlias = ScoreName | Literal["selector", "abstain_logit"] | C
 
 _HEAD_OF = {"selector": "selection", "abstain_logit": "abstain"}
 _KEPT = "selective_classifier"
-_FUNCTION = "function "
 
 
 class SelectiveClassifier(Classifier):
@@ -162,16 +161,9 @@ class SelectiveClassifier(Classifier):
         check_choice("model.score", score, [*get_args(ScoreName), *heads])
         return cast(SelectiveScore, score)
 
-    def _metrics(self, prefix: str) -> MetricCollection:
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
-                "calibration_error": MulticlassCalibrationError(self.num_classes, n_bins=15),
-                "aurc": AURC(),
-                "augrc": AUGRC(),
-            },
-            prefix=prefix,
-        )
+    def ranking_metrics(self) -> dict[str, Metric]:
+        """Return metrics of every sample: bins would need to know the range of each score."""
+        return {"aurc": AURC(), "augrc": AUGRC()}
 
     def setup(self, stage: str) -> None:
         """Load the backbone's weights, and ask the data module for the index of each sample where it is needed."""
@@ -320,7 +312,7 @@ class SelectiveClassifier(Classifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how long the warm-up is, which a longer run would have longer, and whether the score is a function."""
-        checkpoint[_KEPT] = {"warmup_epochs": self._warmup, "score": _name(self.score)}
+        checkpoint[_KEPT] = {"warmup_epochs": self._warmup, "score": score_name(self)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the same warm-up; a file of first weights has no part in it any more.
@@ -332,8 +324,8 @@ class SelectiveClassifier(Classifier):
         kept = checkpoint.get(_KEPT, {})
         if self.warmup_epochs is None:
             self._warmup = kept.get("warmup_epochs", self._warmup)
-        score = kept.get("score", _name(self.score))
-        if score.startswith(_FUNCTION) and not callable(self.score):
+        score = kept.get("score", "")
+        if score.startswith(FUNCTION) and not callable(self.score):
             raise ConfigurationError(
                 f"model.score of the checkpoint is the {score}, which it cannot hold, and {self.score!r} is given; "
                 "give the function as score"
@@ -353,7 +345,3 @@ def _imported(path: str) -> Callable[[Tensor], Tensor]:
     if not callable(found):
         raise ConfigurationError(f"model.score: {path!r} is a {type(found).__name__}, not a function of the logits")
     return found
-
-
-def _name(score: SelectiveScore) -> str:
-    return f"{_FUNCTION}{getattr(score, '__qualname__', type(score).__name__)}" if callable(score) else score

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn.views import find_classifiers, uncompiled
@@ -43,14 +44,26 @@ def load_weights(network: nn.Module, path: str | Path, *, option: str) -> None:
     network.load_state_dict(found)
 
 
-def hash_weights(digest: Any, network: nn.Module) -> None:
-    """Feed a ``hashlib`` digest with all weights of a network: names, shapes, dtypes and bytes; alike on any device."""
-    for name, value in network.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr((name, value)).encode())
+def hash_weights(digest: Any, state: Mapping[str, Any]) -> None:
+    """Feed a ``hashlib`` digest with a state dict: names, shapes, dtypes and bytes; alike on any device.
+
+    Tensors inside other values, such as what a module saves beside its weights, count by their bytes too.
+    """
+    for name, value in state.items():
+        leaves, structure = tree_flatten(value)
+        if not isinstance(value, Tensor):
+            digest.update(repr((name, str(structure))).encode())
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                digest.update(repr((name, tuple(leaf.shape), str(leaf.dtype))).encode())
+                add_bytes(digest, leaf)
+            else:
+                digest.update(repr((name, leaf)).encode())
+
+
+def add_bytes(digest: Any, value: Tensor) -> None:
+    """Feed a ``hashlib`` digest with the bytes of a tensor; alike on any device."""
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_checkpoint(path: Path, option: str) -> Any:

@@ -118,7 +118,7 @@ class Teacher:
         """
         kind = type(self.network)
         digest = hashlib.sha256(repr((kind.__module__, kind.__qualname__, self._options)).encode())
-        hash_weights(digest, self.network)
+        hash_weights(digest, self.network.state_dict())
         return digest.hexdigest()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,24 @@ def tiny(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY))
     return file
+
+
+@pytest.fixture(scope="module")
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the run of the test file's ``TINY`` has been."""
+    from lightning_efficient.cli.main import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(request.module.TINY)
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lightning-efficient"])
+        assert main(["fit", "--config", "tiny.yaml"]) == 0
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, in which the test runs."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return tmp_path

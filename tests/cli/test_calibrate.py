@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import chdir
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +52,6 @@ trainer:
 VERSION = Path("runs/tiny/version_0")
 BEST = VERSION / "checkpoints/best.ckpt"
 FILE = VERSION / "checkpoints/best.threshold.json"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which a tiny run has been."""
-    from lightning_efficient.cli.main import main
-
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(TINY)
-    with chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lightning-efficient"])
-        assert main(["fit", "--config", "tiny.yaml"]) == 0
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that folder, in which the test runs."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def one_line(result: Any, message: str) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import chdir
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +48,6 @@ trainer:
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 FILE = Path("checkpoints/best.threshold.json")
 COVERAGE = ("--coverage", "0.5")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which a tiny run has been, without a logger."""
-    from lightning_efficient.cli.main import main
-
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(TINY)
-    with chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lightning-efficient"])
-        assert main(["fit", "--config", "tiny.yaml"]) == 0
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that folder, in which the test runs."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, symlinks=True)
-    return tmp_path
 
 
 @pytest.fixture

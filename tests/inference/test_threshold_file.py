@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.inference.threshold_file import SCHEMA, ThresholdFile, add_bytes, hash_checkpoint, score_name
+from lightning_efficient.inference.threshold_file import SCHEMA, ThresholdFile, hash_checkpoint, score_name
 from lightning_efficient.inference.thresholds import calibrate_threshold
+from lightning_efficient.nn.checkpoints import add_bytes
 
 CONFIDENCE, WRONG = torch.linspace(0, 1, 200), torch.arange(200) < 20
 
