@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, command_line, save, table
+from harness import RESULTS, command_line, device_name, save, table
 from images import OnDevice
 from lightning.pytorch import Callback, Trainer, seed_everything
 
@@ -208,10 +208,6 @@ def study(
             save(f"disk_images_{name.replace('-', '_')}", record, script="disk_images")
     report(name, record)
     return record
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from harness import paired, ratio, save, table
+from harness import device_name, paired, ratio, save, table
 from torch import Tensor, nn
 
 from lightning_efficient.functional.phases import Phase
@@ -190,7 +190,7 @@ def measured(batch_size: int, rounds: int, device: str) -> dict[str, Any]:
         "student": STUDENT,
         "classes": CLASSES,
         "batch_size": batch_size,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": device_name(device),
         "rounds": rounds,
         "goal": GOAL,
         "reached": {name: over_kd[name]["median"] <= GOAL for name in HELD_TO_THE_GOAL},

@@ -28,7 +28,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from harness import paired, ratio, save, table
+from harness import device_name, paired, ratio, save, table
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -207,7 +207,7 @@ def main() -> None:
         "model": f"LSTM {HIDDEN}",
         "batch_size": BATCH,
         "part_length": PART,
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "device": device_name(arguments.device),
         "peak_bytes": found,
         "times_below_bptt_at_1000": {method: at["BPTT"] / at[method] for method in METHODS},
         "growth_from_shortest_to_longest": {

@@ -133,6 +133,15 @@ def threads() -> int | str | None:
     return torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS")
 
 
+def device_name(device: str) -> str:
+    """Return the name of the GPU that ``cuda`` means, or ``cpu``."""
+    if device != "cuda":
+        return "cpu"
+    import torch  # some studies have no use for it
+
+    return torch.cuda.get_device_name()
+
+
 def command_line(script: str) -> str:
     """Return what was typed to run a script of this folder, with its arguments."""
     return shlex.join(["python", f"benchmarks/{script}.py", *sys.argv[1:]])

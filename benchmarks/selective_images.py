@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, command_line, save, table
+from harness import RESULTS, command_line, device_name, save, table
 from images import OnDevice
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
@@ -229,7 +229,7 @@ def study(name: str, seeds: int, device: str, jobs: int, methods: Sequence[str] 
         runs = before.get("runs", {})
         record: dict[str, Any] = {
             "task": vars(task),
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "device": device_name(device),
             "selection": before.get("selection", {}) | selection,
             "chosen": before.get("chosen", {}) | chosen,
             "commands": before.get("commands", {}) | dict.fromkeys(methods, command_line("selective_images")),
