@@ -251,6 +251,7 @@ def report(record: Mapping[str, Any]) -> None:
                 cells += [shown(cell[key]), f"{limit[key]:.0f}" if limit else ""]
             rows.append([f"{name} T={rounds}", *cells])
     print(f"Means ± standard deviations over {record['runs']} runs; within the bound: {sum(held)} of {len(held)} means")
+    print(f"The nearest to its bound is below it by a factor of {nearest(record):.2f}")
     table("Strict", ["p, rounds", "A*", "excess abstentions", "bound", "mistakes", "bound"], rows)
     columns = ["", "mistakes", "regret", "abstained", "excess", "compared"]
     rows = [[f"{n} T={t}", *tolerant_cells(c)] for n, by in record["tolerant"].items() for t, c in by.items()]
@@ -261,8 +262,18 @@ def report(record: Mapping[str, Any]) -> None:
 
 def bounds_hold(record: Mapping[str, Any]) -> list[bool]:
     """Return, for each bound, whether the mean over the runs is within it."""
+    return [mean <= limit for mean, limit in against_bounds(record)]
+
+
+def nearest(record: Mapping[str, Any]) -> float:
+    """Return the smallest ratio of a bound to its mean; means below 0 have none."""
+    return min((limit / mean for mean, limit in against_bounds(record) if mean > 0), default=math.inf)
+
+
+def against_bounds(record: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return each mean that has a bound, with the bound."""
     cells = [cell for by_length in record["strict"].values() for cell in by_length.values() if "bounds" in cell]
-    return [cell[key]["mean"] <= limit for cell in cells for key, limit in cell["bounds"].items()]
+    return [(cell[key]["mean"], limit) for cell in cells for key, limit in cell["bounds"].items()]
 
 
 def tolerant_cells(cell: Mapping[str, Any]) -> list[object]:

@@ -9,8 +9,8 @@ part. Joint risk is the share of all samples that are answered wrongly. AURC and
 ``digits`` are scikit-learn's; ``fashion`` (FashionMNIST) and ``cifar10`` read the folder that
 ``LIGHTNING_EFFICIENT_DATA`` names; ``fashion-6k`` and ``cifar10-6k`` train on 6,000 of their images, for CPUs;
 ``fashion-2k`` on 2,000 without shifts and flips and for longer, until the network fits them. With ``--jobs N`` so
-many runs go on at the same time. Writes ``results/selective_images_<task>.json`` after every run; ``--draw`` only
-draws the curves that were saved.
+many runs go on at the same time. Writes ``results/selective_images_<task>.json`` after every run; ``--draw`` draws
+and prints what was saved.
 
 Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/selective_images.py cifar10 --device cuda --jobs 8``
 """
@@ -43,6 +43,7 @@ from lightning_efficient.modules.selective_classifier import SelectiveClassifier
 SELECTION_SEED = 100
 RISKS = (0.005, 0.01, 0.02)
 COVERAGES = (1.0, 0.95, 0.9)
+BASELINE = "CE + SR"
 GRID = 50
 """Points of the curve that are kept."""
 
@@ -71,7 +72,7 @@ TASKS = {
     "fashion-2k": Task("FashionMNIST", "cifar_resnet10_s", 1, 40, 128, 0, False, 2_000),
 }
 METHODS: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "CE + SR": [{"objective": "ce"}],
+    BASELINE: [{"objective": "ce"}],
     "OSP": [
         {"objective": "osp", "objective_kwargs": {"price": price, "dual": dual}}
         for dual in ("minimax", "fixed")
@@ -181,6 +182,20 @@ def report(name: str, record: Mapping[str, Any]) -> None:
     title = f"{name}: {record['task']['backbone']}, {count} seeds; all in %, mean ± standard deviation"
     columns = ["", "accuracy", "AURC", "AUGRC", *(f"coverage / joint risk at {100 * risk:g} %" for risk in RISKS)]
     table(title, columns, rows)
+    [(_, _, baseline)] = [each for each in series(record) if each[0] == BASELINE]
+    rows = []
+    for method, label, seeds in series(record):
+        ahead = [100 * (one["augrc"] - other["augrc"]) for one, other in zip(seeds, baseline, strict=True)]
+        cells = [f"{statistics.mean(ahead):+.2f}", sum(one < 0 for one in ahead)]
+        for share in COVERAGES:
+            found = [each[f"coverage_{share:g}"] for each in seeds]
+            shown = (statistics.mean(100 * each[key] for each in found) for key in ("coverage", "risk"))
+            cells.append("{:.1f} / {:.2f}".format(*shown))
+        rows.append([f"{method}{label}", *cells])
+    columns = ["", "AUGRC over the baseline", "seeds ahead", *(f"answered {100 * share:g} %" for share in COVERAGES)]
+    table(f"{name}: against {BASELINE}, and coverage / joint risk where so much is answered", columns, rows)
+    chosen = [f"{method}: {dict(options)}" for method, options in record["chosen"].items()]
+    print("\n".join(["chosen by validation:", *chosen]))
 
 
 def series(record: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
@@ -263,7 +278,7 @@ def draw(names: Sequence[str], file: Path) -> None:
         own = [(method, seeds) for method, label, seeds in series(record) if not label]
         for (method, seeds), color in zip(own, colors, strict=True):
             risk = [100 * statistics.mean(values) for values in zip(*(each["curve"] for each in seeds), strict=True)]
-            ax.plot(coverage, risk, color=color, linewidth=2.6 if method == "CE + SR" else 1.5, label=method)
+            ax.plot(coverage, risk, color=color, linewidth=2.6 if method == BASELINE else 1.5, label=method)
         wrong = 1 - statistics.mean(each["accuracy"] for each in own[0][1])
         perfect = [max(0.0, share - 100 * (1 - wrong)) for share in coverage]
         ax.plot(coverage, perfect, color="#adb5bd", linewidth=1, linestyle=(0, (4, 3)), label="perfect ranking of CE's")
@@ -291,10 +306,12 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--draw", metavar="FILE", help="only draw the saved curves of these tasks")
+    parser.add_argument("--draw", metavar="FILE", help="draw and print what was saved of these tasks")
     arguments = parser.parse_args()
     if arguments.draw:
         draw(arguments.tasks, Path(arguments.draw))
+        for name in arguments.tasks:
+            report(name, json.loads((RESULTS / f"{result_name(name)}.json").read_text()))
         return
     for name in arguments.tasks:
         study(name, arguments.seeds, arguments.device, arguments.jobs, arguments.methods)

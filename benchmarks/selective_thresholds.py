@@ -230,6 +230,11 @@ def report(record: Mapping[str, Any]) -> None:
                 rows.append([rule, f"{of_rule[0]['best_coverage']:.3f}", *cells])
             title = f"{population}, target {100 * target:g} %: violations %, coverage, risk %; {record['draws']} draws"
             table(title, ["rule", "best", *(f"n = {size}" for size in sizes)], rows)
+    rows = []
+    for rule in rules():
+        shares = [row["violations"] for row in record["rows"] if row["rule"] == rule and row["violations"] is not None]
+        rows.append([rule, *(f"{100 * share:.1f} %" for share in (statistics.median(shares), max(shares)))])
+    table("calibration sets above the target, over all populations, sizes and targets", ["", "median", "largest"], rows)
     named = [f"{row['population']} {row['rule']} {row['samples']} {row['target']}" for row in record["beyond_noise"]]
     print("more violations than promised:", ", ".join(named) or "none")
     report_means(record)
@@ -315,11 +320,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--samples", type=int, nargs="+", default=[300, 1000, 5000])
-    parser.add_argument("--draw", action="store_true", help="draw the picture from the result on disk")
+    parser.add_argument("--draw", action="store_true", help="draw and print the results that are there, run nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.draw:
-        draw(json.loads((RESULTS / "selective_thresholds.json").read_text()), PICTURE)
+        record = json.loads((RESULTS / "selective_thresholds.json").read_text())
+        report(record)
+        draw(record, PICTURE)
         return
     found = study(arguments.draws, arguments.samples)
     record = {

@@ -33,9 +33,14 @@ def test_every_method_is_trained_reported_and_drawn(
     runs = {method: {"0": study.train(task, grid[-1], 0, "cpu")} for method, grid in study.METHODS.items()}
     assert runs["CE + SR"]["0"] == study.train(task, study.METHODS["CE + SR"][0], 0, "cpu")
     assert len({next(iter(each["0"]["scores"].values()))["aurc"] for each in runs.values()}) == len(runs)
-    record = {"task": vars(task), "runs": runs}
+    record = {"task": vars(task), "runs": runs, "chosen": {"OSP": study.METHODS["OSP"][-1]}}
     study.report("toy", record)
-    assert capsys.readouterr().out.count("by") == 3  # those with a head of their own are ranked by SR as well
+    printed = capsys.readouterr().out
+    first, second = printed.split("against CE + SR")
+    assert first.count("by") == 3  # those with a head of their own are ranked by SR as well
+    # of the baseline over itself: level, and ahead on no seed
+    assert "+0.00" in second
+    assert "chosen by validation:\nOSP: " in second
     study.save(study.result_name("digits"), record, script="selective_images")
     study.draw(["digits"], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
