@@ -27,7 +27,18 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("lightning-efficient", "torch", "lightning", "timm", "torchmetrics")
 
 
-def paired(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+NEVER = "4294967295"
+"""The threshold, in bytes, from which glibc gives memory back."""
+RESTARTED = "LIGHTNING_EFFICIENT_RESTARTED"
+
+
+def paired(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = perf_counter,
+) -> dict[str, list[float]]:
     """Time variants in turns, so that whatever disturbs the machine disturbs all of them alike.
 
     Every round calls each variant once; odd rounds go through them backwards, so that none always runs first.
@@ -37,9 +48,10 @@ def paired(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: in
         variants: Names and functions without arguments. On a GPU the function must synchronise before it returns.
         rounds: How many timed calls each variant gets.
         warmup: Untimed rounds before.
+        clock: What tells the seconds; ``time.process_time`` leaves out when others had the processor.
 
     Returns:
-        Wall-clock seconds of each call, in the order of the rounds, so that ``times[a][i]`` pairs with ``times[b][i]``.
+        Seconds of each call, in the order of the rounds, so that ``times[a][i]`` pairs with ``times[b][i]``.
 
     Raises:
         ValueError: no variants, ``rounds`` below 1 or ``warmup`` below 0.
@@ -54,9 +66,9 @@ def paired(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: in
         for index in range(-warmup, rounds):
             for name in list(variants) if index % 2 == 0 else reversed(list(variants)):
                 gc.collect()
-                start = perf_counter()
+                start = clock()
                 variants[name]()
-                elapsed = perf_counter() - start
+                elapsed = clock() - start
                 if index >= 0:
                     times[name].append(elapsed)
     finally:
@@ -106,9 +118,31 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads(),
+        "steady_allocator": allocator_is_steady(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def steady_allocator() -> None:
+    """Start the same command anew so that the allocator keeps the memory it has; only from ``__main__``.
+
+    glibc gives each large tensor back to the system when it is freed, and the next one pays for its pages again, which
+    takes longer than many layers compute. Nothing happens without glibc, or where both thresholds are set already.
+    """
+    if platform.libc_ver()[0] != "glibc" or RESTARTED in os.environ or all(name in os.environ for name in MALLOC):
+        return
+    os.environ[RESTARTED] = "1"
+    for name in MALLOC:
+        os.environ.setdefault(name, NEVER)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def allocator_is_steady() -> bool:
+    """Return whether glibc's allocator keeps all memory that it has, as ``steady_allocator`` makes it."""
+    return platform.libc_ver()[0] == "glibc" and all(os.environ.get(name) == NEVER for name in MALLOC)
 
 
 def version_of(package: str) -> str | None:

@@ -106,6 +106,9 @@ class EfficientTrainer(Trainer):
     ) -> None:
         """Print what a model costs: parameters, size on disk, MACs, latency percentiles and peak memory.
 
+        For a model that surgery has changed also what that saves, block by block: MACs, and time against the network
+        before, the two in turns.
+
         Args:
             model: The module whose ``forward`` is measured.
             datamodule: Tells the shape of a sample, if ``input_shape`` does not.
@@ -115,7 +118,10 @@ class EfficientTrainer(Trainer):
             min_run_time_s: Seconds of timing for each batch size.
             json_file: Also write the figures to this file; ``-`` prints them instead of the table.
         """
+        from rich.console import Group
+
         from lightning_efficient.cli.footprint_page import footprint_page
+        from lightning_efficient.cli.surgery_page import surgery_costs_of, surgery_page
 
         shape = _sample_shape(model, datamodule, input_shape)
         model.to(self.strategy.root_device)
@@ -131,8 +137,10 @@ class EfficientTrainer(Trainer):
         except (RuntimeError, AssertionError) as error:
             message = f"the model does not run on an input of shape {list(shape)} ({error}); give another --input_shape"
             raise ConfigurationError(message) from error
-        _show(footprint_page(footprint), footprint.to_dict(), json_file)
-        _write(json_file, footprint.to_dict())
+        costs = surgery_costs_of(model, shape, batch_sizes or [1], threads, min_run_time_s)
+        figures = footprint.to_dict() | ({"surgery": [each.to_dict() for each in costs]} if costs else {})
+        _show(Group(footprint_page(footprint), *map(surgery_page, costs)), figures, json_file)
+        _write(json_file, figures)
         _say_file(json_file)
 
 

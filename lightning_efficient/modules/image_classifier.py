@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.modules._classifier import Classifier
+from lightning_efficient.modules._surgery import follow_recipe, keep_recipe, operate
 from lightning_efficient.nn.backbones import create_backbone, data_config
+from lightning_efficient.nn.checkpoints import load_weights
 
 if TYPE_CHECKING:
     from timm.data import Mixup
@@ -31,6 +33,10 @@ class ImageClassifier(Classifier):
         in_chans: Channels of the images: 3, or 1 for grey images.
         pretrained: Whether to start from timm's pretrained weights.
         backbone_kwargs: Further arguments of ``timm.create_model``, such as ``{drop_rate: 0.1}``.
+        backbone_checkpoint: File with weights that the backbone, as it is before any surgery, starts from.
+        surgery: Policies that make the backbone cheaper, one after the other: a name such as ``SpatialInterpolation``, or
+            ``{class_path: SpatialInterpolation, init_args: {factor: 2}}``; see ``lightning_efficient.nn.surgery``. With
+            weights to start from, what is new begins without effect. Checkpoints hold the recipe.
         loss: ``cross_entropy``, or ``bce``: one binary problem per class, as in timm's newer recipes.
         label_smoothing: Share of the target spread over all classes, in ``[0, 1)``.
         mixup: Alpha of Mixup, 0 for none. Targets become soft in training.
@@ -53,6 +59,8 @@ class ImageClassifier(Classifier):
         in_chans: int = 3,
         pretrained: bool = False,
         backbone_kwargs: dict[str, Any] | None = None,
+        backbone_checkpoint: str | None = None,
+        surgery: list[str | dict[str, Any]] | None = None,
         loss: Literal["cross_entropy", "bce"] = "cross_entropy",
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -72,6 +80,9 @@ class ImageClassifier(Classifier):
         # given as Python callables they could not be loaded from a checkpoint; from a config they are plain values
         self.save_hyperparameters(ignore=() if hyperparameters_are_given() else ("optimizer", "lr_scheduler"))
         self.backbone = create_backbone(backbone, pretrained, num_classes, in_chans, backbone_kwargs)
+        self._made_of = (backbone, False, num_classes, in_chans, backbone_kwargs)
+        self._operation = operate(self.backbone, surgery, pretrained=pretrained or backbone_checkpoint is not None)
+        self._backbone_checkpoint = backbone_checkpoint
         self.num_classes = cast(int, self.backbone.num_classes if num_classes is None else num_classes)
         self.in_chans = in_chans
         self.data_config = data_config(self.backbone, in_chans)
@@ -108,6 +119,35 @@ class ImageClassifier(Classifier):
         if self.mixing:
             return SoftTargetCrossEntropy()
         return LabelSmoothingCrossEntropy(label_smoothing) if label_smoothing else nn.CrossEntropyLoss()
+
+    def setup(self, stage: str) -> None:
+        """Compare the data with the network, and load the backbone's first weights."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if self._backbone_checkpoint is not None and self.trainer.ckpt_path is None:
+            original = self.backbone if self._operation is None else self.network_before_surgery()
+            load_weights(original, self._backbone_checkpoint, option="model.backbone_checkpoint")
+            if self._operation is not None:
+                self._operation.load(original.state_dict())
+        self._backbone_checkpoint = None  # a second fit goes on with the weights that the first one left
+
+    def network_before_surgery(self) -> nn.Module:
+        """Return the backbone as ``surgery`` finds it, newly made and with weights of its own."""
+        return create_backbone(*self._made_of)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how the backbone was changed, also by hand after it was built."""
+        keep_recipe(checkpoint, self.backbone)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Change the backbone as that of the checkpoint; a file of first weights has no part in it any more.
+
+        Raises:
+            ConfigurationError: ``surgery`` has changed it in another way.
+        """
+        self._backbone_checkpoint = None
+        follow_recipe(checkpoint, self.backbone)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the moving average, if it is asked for."""

@@ -1,8 +1,10 @@
-"""Networks and layers: recurrent cells, small residual networks, and what distillation has beside a student."""
+"""Networks and layers: recurrent cells, small networks, efficient blocks, and what distillation has beside a student."""
 
 from __future__ import annotations
 
 from lightning_efficient.nn.cifar_resnet import CIFAR_RESNETS, register_cifar_resnets
+from lightning_efficient.nn.depthwise_layer import DepthwiseLayer
+from lightning_efficient.nn.global_layer import GlobalLayer
 from lightning_efficient.nn.guides import (
     BothMapsGuide,
     ConstantGuide,
@@ -14,7 +16,9 @@ from lightning_efficient.nn.guides import (
     build_guide,
 )
 from lightning_efficient.nn.incremental_rnn import IncrementalRNN
+from lightning_efficient.nn.recalibration import recalibrate_batch_norm
 from lightning_efficient.nn.selective_heads import SelectiveHeads, SelectiveOutputs
+from lightning_efficient.nn.spatial_interpolation import InterpolatedChain, SpatialInterpolation
 from lightning_efficient.nn.teacher import Teacher
 from lightning_efficient.nn.time_adaptive_rnn import TimeAdaptiveRNN
 from lightning_efficient.nn.views import ModelViews, ViewTap
@@ -23,18 +27,23 @@ __all__ = [
     "CIFAR_RESNETS",
     "BothMapsGuide",
     "ConstantGuide",
+    "DepthwiseLayer",
     "FeaturesGuide",
+    "GlobalLayer",
     "Guide",
     "IncrementalRNN",
+    "InterpolatedChain",
     "LogitsGuide",
     "MapGuide",
     "ModelViews",
     "SelectiveHeads",
     "SelectiveOutputs",
+    "SpatialInterpolation",
     "StudentMapGuide",
     "Teacher",
     "TimeAdaptiveRNN",
     "ViewTap",
     "build_guide",
+    "recalibrate_batch_norm",
     "register_cifar_resnets",
 ]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +115,66 @@ def test_a_table_shows_every_cell(harness: ModuleType, capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     for cell in ("times", "variant", "plain", "1.235", "12"):
         assert cell in text
+
+
+def test_a_clock_of_ones_own_tells_the_seconds(harness: ModuleType) -> None:
+    ticks = iter(range(100))
+    times = harness.paired({"a": int, "b": int}, rounds=2, warmup=0, clock=lambda: float(next(ticks)))
+    assert times == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+
+
+ALLOCATOR = """
+import json, os, sys
+import harness
+harness.steady_allocator()
+print(json.dumps([sys.argv[1:], harness.environment()["steady_allocator"], harness.RESTARTED in os.environ]))
+print(os.environ.get(harness.MALLOC[0]))
+"""
+
+
+def run_allocator(tmp_path: Path, *words: str, **variables: str) -> list[str]:
+    script = tmp_path / "script.py"
+    script.write_text(ALLOCATOR)
+    kept = {"PATH", "HOME", "LANG"} & set(os.environ)
+    surroundings = {**{name: os.environ[name] for name in kept}, "PYTHONPATH": str(SCRIPT.parent), **variables}
+    result = subprocess.run(
+        [sys.executable, str(script), *words], env=surroundings, capture_output=True, text=True, check=True
+    )
+    return result.stdout.splitlines()
+
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+
+
+@on_glibc
+def test_a_script_starts_anew_once_with_its_arguments_and_keeps_its_memory(tmp_path: Path) -> None:
+    first, threshold = run_allocator(tmp_path, "--rounds", "two words")
+    assert json.loads(first) == [["--rounds", "two words"], True, True]
+    assert threshold == "4294967295"
+
+
+@on_glibc
+def test_thresholds_that_the_user_set_are_kept_and_recorded(tmp_path: Path) -> None:
+    mine = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "2000000"}
+    first, threshold = run_allocator(tmp_path, **mine)
+    assert json.loads(first) == [[], False, False]
+    assert threshold == "1000000"
+
+
+def test_a_script_that_was_started_anew_goes_on_whatever_became_of_the_thresholds(tmp_path: Path) -> None:
+    first, threshold = run_allocator(tmp_path, LIGHTNING_EFFICIENT_RESTARTED="1")
+    assert json.loads(first) == [[], False, True]
+    assert threshold == "None"
+
+
+def test_nothing_happens_without_glibc(harness: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def restarted(*arguments: object) -> None:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(os, "execv", restarted)
+    for name in (*harness.MALLOC, harness.RESTARTED):
+        monkeypatch.delenv(name, raising=False)
+    harness.steady_allocator()
+    assert not harness.allocator_is_steady()
+    assert harness.RESTARTED not in os.environ

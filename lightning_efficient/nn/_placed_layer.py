@@ -1,0 +1,148 @@
+"""What layers have in common that stand in the place of a network's blocks: initialiser, shortcut, checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._checks import check_choice, check_fraction
+from lightning_efficient.nn._coefficients import activation_type, new_map
+from lightning_efficient.nn.timm_blocks import activation_of, facts_of, init_convolution_
+
+INIT_KINDS = ("dense", "basic_block")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands.
+
+    Attributes:
+        channels: Of its features.
+        init: Its initialiser; None is the identity.
+        kernel_size: Of its convolutions.
+        act: Its activation.
+    """
+
+    channels: int
+    init: nn.Module | None
+    kernel_size: int
+    act: type[nn.Module] | str
+
+
+def initialiser_of(
+    name: str,
+    block: nn.Module,
+    *,
+    wrap: bool,
+    channels: int | None,
+    expansion: float | None,
+    init_kind: str | None,
+    kernel_size: int | str,
+    act: type[nn.Module] | str | None,
+) -> Place:
+    """Read off a block what a layer at its place needs.
+
+    Raises:
+        ConfigurationError: it cannot be read off, or options exclude each other.
+    """
+    if expansion is not None:
+        from lightning_efficient.nn._rebuilt_block import with_expansion
+
+        block = with_expansion(block, expansion, name)
+    act = activation_of(block) if act is None else act
+    width = _channels(name, block) if channels is None else channels
+    if isinstance(kernel_size, str):
+        check_choice("kernel_size", kernel_size, ["block"])
+        kernel_size = _kernel_size(name, block)
+    if init_kind is None:
+        return Place(width, block if wrap else None, kernel_size, act)
+    check_choice("init_kind", init_kind, INIT_KINDS)
+    if wrap:
+        raise ConfigurationError(f"init_kind={init_kind!r} needs wrap=False: {name} is the initialiser otherwise.")
+    made = dense_initialiser(width, act) if init_kind == "dense" else new_map(width, init_kind, 3, activation_type(act))
+    return Place(width, made, kernel_size, act)
+
+
+def dense_initialiser(channels: int, act: type[nn.Module] | str) -> nn.Sequential:
+    """Return DenseNet's pair of convolutions: 1x1 to twice the channels, 3x3 back, each behind BatchNorm and act."""
+    kind = activation_type(act)
+    narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False)
+    wide = nn.Conv2d(2 * channels, channels, 3, padding=1, bias=False)
+    return nn.Sequential(
+        nn.BatchNorm2d(channels),
+        kind(),
+        init_convolution_(narrow),
+        nn.BatchNorm2d(2 * channels),
+        kind(),
+        init_convolution_(wide),
+    )
+
+
+def surroundings(
+    channels: int, residual: bool, layer_scale: float | None, drop_path: float
+) -> tuple[nn.Module | None, nn.Module]:
+    """Return the factors of a layer's output, if any, and what drops it for some samples.
+
+    Raises:
+        ConfigurationError: options exclude each other.
+    """
+    from timm.layers import DropPath, LayerScale2d
+
+    check_fraction("drop_path", drop_path, zero=True)
+    if layer_scale is not None and residual:
+        raise ConfigurationError(f"layer_scale={layer_scale!r} has its own shortcut; give residual=False with it.")
+    if drop_path and layer_scale is None and not residual:
+        raise ConfigurationError(f"drop_path={drop_path!r} needs a shortcut: residual=True or layer_scale.")
+    scale = None if layer_scale is None else LayerScale2d(channels, float(layer_scale))
+    return scale, DropPath(drop_path) if drop_path else nn.Identity()
+
+
+def checked_map(features: Tensor, channels: int, layer: str) -> Tensor:
+    """Return features as they are, if they have the channels of a layer.
+
+    Raises:
+        ConfigurationError: they have not.
+    """
+    if features.dim() != 4 or features.shape[1] != channels:
+        raise ConfigurationError(
+            f"{layer}: channels={channels} takes features of shape (N, {channels}, H, W), not {tuple(features.shape)}."
+        )
+    return features
+
+
+def same_shape_or(inputs: Tensor, features: Tensor) -> Tensor:
+    """Return the inputs where they are shaped as the features, else the features."""
+    return inputs if inputs.shape == features.shape else features
+
+
+def feature_info_of(init: Any, channels: int, location: str) -> dict[str, Any]:
+    """Return what timm's blocks say of themselves: the output, or what enters the initialiser's last convolution."""
+    if location == "expansion" and callable(getattr(init, "feature_info", None)):
+        info: dict[str, Any] = init.feature_info(location)
+        return {**info, "module": f"init.{info['module']}"}
+    return {"module": "", "num_chs": channels}
+
+
+def _channels(name: str, block: nn.Module) -> int:
+    facts = facts_of(block)
+    if facts is not None:
+        return facts.out_channels
+    own: Any = getattr(block, "channels", None)
+    if isinstance(own, int):
+        return own
+    convolutions = [each for each in block.modules() if isinstance(each, nn.Conv2d)]
+    if not convolutions:
+        raise ConfigurationError(f"{name}: the channels of {type(block).__name__} are unknown; give channels.")
+    return convolutions[-1].out_channels
+
+
+def _kernel_size(name: str, block: nn.Module) -> int:
+    facts = facts_of(block)
+    if facts is None:
+        raise ConfigurationError(
+            f"kernel_size='block': the kernel of {name}, a {type(block).__name__}, is unknown; give an odd integer."
+        )
+    return facts.kernel_size

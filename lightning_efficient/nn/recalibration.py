@@ -1,0 +1,82 @@
+"""Statistics of batch normalisation, estimated again for a network whose layers were changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from lightning_efficient.errors import ConfigurationError
+
+
+def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches: int = 200) -> int:
+    """Estimate the running statistics of batch normalisation anew; no weight changes.
+
+    For a network that was trained and then changed: pooling, for one, changes the distribution of what later layers
+    see. Statistics become the mean over the batches, each of which counts the same. Layers that are frozen, in
+    evaluation mode while the model trains or without running statistics, keep what they have.
+
+    Args:
+        model: Any module; its training flags and the momenta of its layers are afterwards what they were.
+        batches: Input tensors ``(N, ...)``, or tuples or lists whose first item is one, such as a data loader yields.
+            They are moved to the device of the model's first parameter.
+        max_batches: Batches to take at most, 1 or more.
+
+    Returns:
+        How many batches were used.
+
+    Raises:
+        ConfigurationError: there are no batches, the model has no batch normalisation with running statistics, or
+            ``max_batches`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.BatchNorm1d(1)).eval()
+        >>> recalibrate_batch_norm(network, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])
+        2
+        >>> network[0].running_mean
+        tensor([4.])
+    """
+    if max_batches < 1:
+        raise ConfigurationError(f"max_batches={max_batches!r} must be 1 or more.")
+    norms = [each for each in model.modules() if isinstance(each, _BatchNorm)]
+    frozen = [each for each in norms if model.training and not each.training]
+    updated = [each for each in norms if each.running_mean is not None and each not in frozen]
+    if not updated:
+        raise ConfigurationError(f"{type(model).__name__} has no batch normalisation with statistics to estimate")
+    taken = itertools.islice(batches, max_batches)
+    first = next(taken, None)
+    if first is None:
+        raise ConfigurationError("batches is empty; give an iterable of at least one batch")
+
+    flags = [(each, each.training) for each in model.modules()]
+    momenta = [(each, each.momentum) for each in norms]
+    kept = [(buffer, buffer.clone()) for each in frozen for buffer in each.buffers()]
+    seen = 0
+
+    def loader() -> Iterator[Any]:
+        nonlocal seen
+        # update_bn has emptied every layer and set the whole model to training; here, before its first batch, what
+        # must not take part goes back: dropout and stochastic depth are off, frozen layers hold their statistics
+        for buffer, value in kept:
+            buffer.copy_(value)
+        model.eval()
+        for each in updated:
+            each.training = True
+        for batch in itertools.chain([first], taken):
+            seen += 1
+            yield batch
+
+    reference = next(itertools.chain(model.parameters(), model.buffers()))
+    try:
+        update_bn(loader(), model, reference.device)
+    finally:
+        for each, training in flags:
+            each.training = training
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+    return seen

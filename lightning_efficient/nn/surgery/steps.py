@@ -1,0 +1,121 @@
+"""The steps of a surgery: plain dicts, which a recipe keeps as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.nn.surgery.makers import Maker, encoded, path_of
+
+Step: TypeAlias = dict[str, Any]
+"""One step: ``op``, and what that operation takes; see :data:`NEEDED`."""
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "replace": ("name", "make"),
+    "merge": ("names", "make"),
+    "append": ("name", "make"),
+    "delete": ("names",),
+    "thin_densenet": ("keep",),
+}
+"""Operations, and the keys that a step of each must have."""
+
+FURTHER = ("options", "old", "params", "transplant", "child")
+"""Keys that a step may have."""
+
+
+def replace_step(name: str, make: str | Maker, transplant: Any = None, **options: Any) -> Step:
+    """Return the step that puts a new module in the place of one block."""
+    step: Step = {"op": "replace", "name": name, **_made(make, options)}
+    return step if transplant is None else {**step, "transplant": transplant}
+
+
+def merge_step(names: Sequence[str], make: str | Maker, **options: Any) -> Step:
+    """Return the step that puts one module in the place of several blocks in a row."""
+    return {"op": "merge", "names": list(names), **_made(make, options)}
+
+
+def append_step(name: str, make: str | Maker, **options: Any) -> Step:
+    """Return the step that adds a last child to a ``Sequential``; its maker gets the block before."""
+    return {"op": "append", "name": name, **_made(make, options)}
+
+
+def delete_step(names: Iterable[str]) -> Step:
+    """Return the step that takes blocks away."""
+    return {"op": "delete", "names": list(names)}
+
+
+def check_steps(steps: Any, option: str = "steps") -> None:
+    """Raise unless these are steps.
+
+    Raises:
+        ConfigurationError: names the first step that is none, and why.
+    """
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        raise ConfigurationError(f"{option} must be a list of steps, not {type(steps).__name__}")
+    for index, step in enumerate(steps):
+        here = f"{option}[{index}]"
+        if not isinstance(step, Mapping):
+            raise ConfigurationError(f"{here} must be a mapping with an 'op', not {type(step).__name__}")
+        operation = step.get("op")
+        if operation not in NEEDED:
+            raise ConfigurationError(
+                f"{here}: op={operation!r} is not one of {list(NEEDED)}.{did_you_mean(str(operation), NEEDED)}"
+            )
+        allowed = ("op", *NEEDED[operation], *FURTHER)
+        if missing := [key for key in NEEDED[operation] if key not in step]:
+            raise ConfigurationError(f"{here}: {operation} needs {missing[0]!r}")
+        if unknown := [key for key in step if key not in allowed]:
+            raise ConfigurationError(
+                f"{here}: {operation} has no key {unknown[0]!r}.{did_you_mean(str(unknown[0]), allowed)}"
+            )
+        if not step.get("names", ["-"]):
+            raise ConfigurationError(f"{here}: {operation} has no names")
+
+
+def written(step: Step) -> Step:
+    """Return a step as a recipe keeps it; what cannot be written down is marked, so that a model still pickles."""
+    kept: Step = {}
+    for key, value in step.items():
+        if key in ("make", "transplant") and callable(value):
+            kept[key] = path_of(value) or {"unnamed": repr(value)}
+            continue
+        try:
+            kept[key] = encoded(value)
+        except ConfigurationError:
+            kept[key] = {"unnamed": repr(value)}
+    return kept
+
+
+def check_written(steps: Iterable[Step]) -> None:
+    """Raise where a step cannot be carried out again.
+
+    Raises:
+        ConfigurationError: a maker without an import path.
+    """
+    for step in steps:
+        for key, value in step.items():
+            if isinstance(value, Mapping) and "unnamed" in value:
+                raise ConfigurationError(
+                    f"no recipe: {key}={value['unnamed']} of {step.get('name', step.get('names'))} has no import path; "
+                    "use a function of a module in place of a lambda, a local function or an object"
+                )
+
+
+def described(step: Step) -> str:
+    """Return where a step acts, for messages."""
+    return str(step.get("name", ", ".join(step.get("names", ())) or step["op"]))
+
+
+def parameter_count(*modules: nn.Module) -> int:
+    """Return how many parameters modules have together, each counted once."""
+    return sum(each.numel() for each in {id(each): each for module in modules for each in module.parameters()}.values())
+
+
+def _made(make: str | Maker, options: dict[str, Any]) -> Step:
+    if isinstance(make, partial) and not make.args:
+        return _made(make.func, {**make.keywords, **options})
+    return {"make": make, "options": options}

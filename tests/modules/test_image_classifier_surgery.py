@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch import Tensor, nn
+
+from lightning_efficient.datamodules import Digits
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.modules import ImageClassifier
+from lightning_efficient.nn import surgery
+from lightning_efficient.nn.spatial_interpolation import SpatialInterpolation
+
+IMAGES = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+INTERPOLATED: dict[str, Any] = {"class_path": "SpatialInterpolation", "init_args": {"upsampling": "nearest"}}
+
+
+def cut(**options: Any) -> ImageClassifier:
+    given = {"backbone": "cifar_resnet18", "num_classes": 10, "in_chans": 1, "surgery": [INTERPOLATED]}
+    given["backbone_kwargs"] = {"channels": [4, 4, 8, 8]}
+    return ImageClassifier(**given | options)
+
+
+def digits() -> Digits:
+    return Digits(in_chans=1, image_size=32, batch_size=64)
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    given: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1, "accelerator": "cpu"}
+    given |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(**given | {"default_root_dir": folder} | options)
+
+
+def interpolated(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if type(module) is SpatialInterpolation]
+
+
+def predicted(module: ImageClassifier) -> Tensor:
+    with torch.no_grad():
+        return module.eval()(IMAGES)
+
+
+def test_a_policy_changes_the_backbone_before_the_optimiser_sees_it(tmp_path: Path) -> None:
+    module = cut()
+    assert interpolated(module.backbone) == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    before = {name: value.clone() for name, value in module.backbone.named_parameters() if "cheap" in name}
+    trainer(tmp_path).fit(module, datamodule=digits())
+    assert before and all(
+        not torch.equal(before[name], dict(module.backbone.named_parameters())[name]) for name in before
+    )
+
+
+def test_a_name_alone_is_a_policy() -> None:
+    assert interpolated(cut(surgery=["SpatialInterpolation"]).backbone) == interpolated(cut().backbone)
+
+
+def test_policies_follow_one_another() -> None:
+    policies = [{"class_path": "Condense", "init_args": {"keep": 1}}, "SpatialInterpolation"]
+    assert interpolated(cut(surgery=policies).backbone) == ["layer1.0"]
+
+
+def test_a_checkpoint_rebuilds_the_network(tmp_path: Path) -> None:
+    module, run = cut(), trainer(tmp_path)
+    run.fit(module, datamodule=digits())
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "net.ckpt")
+    assert torch.equal(predicted(loaded), predicted(module))
+    kept = torch.load(tmp_path / "net.ckpt", weights_only=True)["surgery"]
+    assert json.loads(json.dumps(kept)) == surgery.recipe_of(module.backbone)
+
+
+def test_a_checkpoint_rebuilds_what_was_changed_by_hand(tmp_path: Path) -> None:
+    module, run = cut(surgery=None), trainer(tmp_path)
+    surgery.interpolate(module.backbone, design="grid")
+    run.fit(module, datamodule=digits())
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "net.ckpt")
+    assert interpolated(loaded.backbone)
+    assert torch.equal(predicted(loaded), predicted(module))
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    seed_everything(0, verbose=False)
+    whole = cut()
+    trainer(tmp_path, max_epochs=2).fit(whole, datamodule=digits())
+    seed_everything(0, verbose=False)
+    first = trainer(tmp_path)
+    first.fit(cut(), datamodule=digits())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = cut()
+    trainer(tmp_path, max_epochs=2).fit(resumed, datamodule=digits(), ckpt_path=tmp_path / "half.ckpt")
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changed", [None, [{"class_path": "SpatialInterpolation", "init_args": {"factor": 3}}]])
+def test_another_surgery_than_the_checkpoints_is_told(tmp_path: Path, changed: Any) -> None:
+    run = trainer(tmp_path)
+    run.fit(cut(surgery=changed), datamodule=digits())
+    run.save_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(ConfigurationError, match=r"model.surgery makes another network \(5 x SpatialInterpolation\)"):
+        trainer(tmp_path).validate(cut(), datamodule=digits(), ckpt_path=tmp_path / "other.ckpt", verbose=False)
+
+
+def test_weights_of_the_network_before_surgery_are_kept(tmp_path: Path) -> None:
+    original = cut(surgery=None)
+    torch.save({"state_dict": original.state_dict()}, tmp_path / "base.ckpt")
+    module = cut(backbone_checkpoint=str(tmp_path / "base.ckpt"))
+    trainer(tmp_path, limit_train_batches=0).fit(module, datamodule=digits())
+    theirs, ours = original.backbone.state_dict(), module.backbone.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    gammas = [value for name, value in ours.items() if name.endswith("cheap_norm.weight")]
+    assert len(gammas) == 5 and not any(gamma.any() for gamma in gammas)  # it starts without the cheap branch
+
+
+def test_weights_of_an_uncut_network_load_too(tmp_path: Path) -> None:
+    original = cut(surgery=None)
+    torch.save(original.state_dict(), tmp_path / "base.ckpt")
+    module = cut(surgery=None, backbone_checkpoint=str(tmp_path / "base.ckpt"))
+    trainer(tmp_path, limit_train_batches=0).fit(module, datamodule=digits())
+    assert torch.equal(predicted(module), predicted(original))
+
+
+def test_a_loaded_network_exports(tmp_path: Path) -> None:
+    module = cut()
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "net.ckpt")
+    exported = torch.export.export(module.backbone.eval(), (IMAGES,))
+    torch.testing.assert_close(exported.module()(IMAGES), predicted(module))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"surgery": ["SpatialInterpolaton"]}, r"model.surgery\[0\].*Did you mean 'SpatialInterpolation'\?"),
+        (
+            {"surgery": [{"class_path": "SpatialInterpolation", "init_args": {"facter": 2}}]},
+            r"model.surgery\[0\].*no option 'facter'.*Did you mean 'factor'\?",
+        ),
+        ({"surgery": [{"init_args": {}}]}, r"model.surgery\[0\].*class_path"),
+        ({"surgery": [{"class_path": "Condense"}, {"class_path": "Condense"}]}, r"model.surgery\[1\]"),
+        (
+            {"backbone": "vit_tiny_patch16_224", "backbone_kwargs": {"img_size": 32}},
+            r"model.surgery\[0\].*found no block",
+        ),
+        ({"surgery": [INTERPOLATED, INTERPOLATED]}, r"model.surgery\[1\]"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as raised:
+        cut(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_data_modules_work_too(tmp_path: Path) -> None:
+    class Ones(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader([(torch.ones(1, 32, 32), 1)] * 8, batch_size=4)
+
+    module = cut(surgery=[{"class_path": "GlobalLayer"}])
+    trainer(tmp_path).fit(module, datamodule=Ones())
+    assert torch.isfinite(predicted(module)).all()
