@@ -34,21 +34,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _blocks_variants import BASE, BATCHES, VARIANTS, Task, classifier, footprint, latencies, widths_of
+from _blocks_variants import BASE, VARIANTS, Task, classifier, footprint, latencies, widths_of
 from harness import RESULTS, command_line, device_name, save, steady_allocator, table
 from images import OnDevice
 from lightning.pytorch import Trainer, seed_everything
 
-_SMALL = {"layers": (3, 3, 3, 3), "widths": (8, 16, 32, 32)}
-_LARGE = {"layers": (3, 3, 3, 3), "widths": (16, 32, 64, 64)}
+_BLOCKS, _NARROW, _WIDE = (3, 3, 3, 3), (8, 16, 32, 32), (16, 32, 64, 64)
 TASKS = {
-    "digits": Task("Digits", 1, 8, **_SMALL, epochs=30, batch=64, shift=1, flips=False),
-    "fashion": Task("FashionMNIST", 1, 32, **_LARGE, epochs=20, batch=256, shift=2, flips=True),
-    "cifar10": Task("CIFAR10", 3, 32, **_LARGE, epochs=30, batch=256, shift=4, flips=True),
-    "fashion-6k": Task("FashionMNIST", 1, 32, **_SMALL, epochs=12, batch=64, shift=2, flips=True, samples=6_000),
-    "cifar10-6k": Task("CIFAR10", 3, 32, **_SMALL, epochs=12, batch=64, shift=4, flips=True, samples=6_000),
+    "digits": Task("Digits", 1, 8, _BLOCKS, _NARROW, epochs=30, batch=64, shift=1, flips=False),
+    "fashion": Task("FashionMNIST", 1, 32, _BLOCKS, _WIDE, epochs=20, batch=256, shift=2, flips=True),
+    "cifar10": Task("CIFAR10", 3, 32, _BLOCKS, _WIDE, epochs=30, batch=256, shift=4, flips=True),
+    "fashion-6k": Task(
+        "FashionMNIST", 1, 32, _BLOCKS, _NARROW, epochs=12, batch=64, shift=2, flips=True, samples=6_000
+    ),
+    "cifar10-6k": Task("CIFAR10", 3, 32, _BLOCKS, _NARROW, epochs=12, batch=64, shift=4, flips=True, samples=6_000),
 }
-RATES: Sequence[Mapping[str, float]] = tuple({"lr": lr, "weight_decay": 5e-4} for lr in (0.05, 0.15, 0.45))
+RATES: Sequence[Mapping[str, float]] = tuple({"lr": lr, "weight_decay": 5e-4} for lr in (0.1, 0.4))
 """What is tried for every network, on the first seed."""
 ROUNDS = 40
 
@@ -67,7 +68,9 @@ def train(
         task,
         name,
         widths,
-        optimizer=partial(torch.optim.SGD, momentum=0.9, nesterov=True, **rate),
+        optimizer=partial(
+            torch.optim.SGD, lr=rate["lr"], weight_decay=rate["weight_decay"], momentum=0.9, nesterov=True
+        ),
         lr_scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
         lr_interval="step",
     )
@@ -154,27 +157,27 @@ def report(name: str, record: Mapping[str, Any]) -> None:
         cost = networks[variant]
         found = [100 * each["accuracy"] for each in seeds.values()]
         deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+        solver = f" + {cost['solver_macs'] / 1e6:.3f}" if cost["solver_macs"] else ""
+        share = f" ({100 * (cost['macs'] / networks[BASE]['macs'] - 1):+.0f} %)" if BASE in networks else ""
         rows.append(
             [
                 variant + (" (diverged)" if any(each["diverged"] for each in seeds.values()) else ""),
                 f"{statistics.mean(found):.2f} ± {deviation:.2f}",
                 f"{cost['params'] / 1e3:.1f}",
-                f"{cost['macs'] / 1e6:.3f}",
-                f"{100 * (cost['macs'] / networks[BASE]['macs'] - 1):+.1f} %" if BASE in networks else "-",
-                f"{cost['solver_macs'] / 1e6:.3f}",
+                f"{cost['macs'] / 1e6:.3f}{solver}{share}",
                 f"{seeds['0']['rate']['lr']:g}",
             ]
         )
     shape = f"{task['layers']} blocks of {task['widths']} channels"
     title = f"{name}: base of {shape}, {task['epochs']} epochs, {len(seeds)} seeds; mean ± deviation"
-    table(title, ["", "accuracy, %", "params, K", "MACs, M", "of base's", "solver, M", "rate"], rows)
-    rows = []
-    for variant, timings in latency.items():
-        cells = [[f"{each['ms']:.2f}", f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}"]
-                 for each in timings.values()]  # fmt: skip
-        rows.append([variant, *(cell for each in cells for cell in each)])
-    columns = [column for batch in BATCHES for column in (f"ms, batch {batch}", "speed-up", "80 % of rounds")]
-    table(f"{name}: latency, and how many times faster than the base ({record['device']})", ["", *columns], rows)
+    table(title, ["", "accuracy, %", "params, K", "MACs + solver, M", "lr"], rows)
+    rows = [
+        [variant, batch, f"{each['ms']:.2f}", f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}"]
+        for variant, timings in latency.items()
+        for batch, each in timings.items()
+    ]
+    title = f"{name}: latency, and how many times faster than the base ({record['device']})"
+    table(title, ["", "batch", "ms", "speed-up", "80 % of rounds"], rows)
     rows = [
         [variant, control, f"{statistics.mean(ahead):+.2f}", f"{min(ahead):+.2f} to {max(ahead):+.2f}",
          sum(one > 0 for one in ahead)]

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-BLOCK = 1 << 18
-"""Elements of a block: few kernel calls, and some twenty temporary maps that stay in the cache."""
+from lightning_efficient.errors import ConfigurationError
+
+BLOCK = 1 << 19
+"""Elements of a block, and of each of its some twenty temporary maps: few calls count for more than caches do."""
 
 ROWS, COLUMNS = 2, 3
 
@@ -70,6 +71,14 @@ def blocks(like: Tensor) -> Iterator[slice]:
     length = max(1, BLOCK // max(1, like[:1].numel()))
     for start in range(0, len(like), length):
         yield slice(start, start + length)
+
+
+def refuse_second_derivatives() -> None:
+    """Raise inside a backward pass with ``create_graph=True``; torch's own error for it does not tell the way out."""
+    if torch.is_grad_enabled():
+        raise ConfigurationError(
+            "create_graph=True needs solver='reference', which is differentiable at all orders; 'fused' is so once."
+        )
 
 
 def coefficients(
@@ -154,7 +163,7 @@ def adjoint(
         _addcmul_both_rolled(of_state, found.west, scaled, -dy, COLUMNS)
         _addcmul_both_rolled(of_state, found.east, scaled, dy, COLUMNS)
         gradient, of_last = of_state, scaled.mul_(found.before)
-    assert of_last is not None  # noqa: S101 - at least one step
+    assert of_last is not None
     of_along = torch.add(north, south).sub_(levels) if along and levels is not None else None
     of_across = torch.add(west, east).sub_(levels) if across and levels is not None else None
     drift, slip = south.sub_(north), east.sub_(west)
@@ -210,37 +219,34 @@ class FusedAdvectionDiffusion(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Go back block by block."""
+        refuse_second_derivatives()
         saved, needs, scheme = ctx.saved_tensors, ctx.needs_input_grad, ctx.scheme
         grads = [torch.empty_like(each) if need else None for each, need in zip(saved, needs, strict=False)]
         rates = scheme.rates()
         for block in blocks(saved[0]):
             found, first, before, forcing = _block(ctx.numbers, saved, block, scheme)
             states = [before, first, *evolve(found, first, before, forcing, scheme)]
-            received = adjoint(
-                found, states, gradient[block], scheme, along=needs[5], across=needs[6], source=needs[2]
-            )
+            received = adjoint(found, states, gradient[block], scheme, along=needs[5], across=needs[6], source=needs[2])
             scaled = (each if each is None else each.mul_(rate) for each, rate in zip(received[:4], rates, strict=True))
-            for grad, value in zip(
-                grads, (received.initial, received.previous, received.source, *scaled), strict=True
-            ):
-                if grad is not None:
+            for grad, value in zip(grads, (received.initial, received.previous, received.source, *scaled), strict=True):
+                if grad is not None and value is not None:
                     grad[block] = value
         return *grads, None
 
 
 def _block(
-    numbers: Sequence[float | None], maps: Sequence[Tensor | None], block: slice, scheme: Scheme
+    numbers: Sequence[float | None], maps: Sequence[Any], block: slice, scheme: Scheme
 ) -> tuple[Coefficients, Tensor, Tensor, Tensor | None]:
     """Return coefficients, initial and previous state and source of one block."""
-    initial, previous, source, *rest = (None if each is None else each[block] for each in maps)
-    assert initial is not None and previous is not None  # noqa: S101, PT018
+    cut: list[Any] = [None if each is None else each[block] for each in maps]
+    initial, previous, source, *rest = cut
     scaled: list[Any] = []
-    for each, number, rate in zip(rest, (None, None, *numbers), scheme.rates(), strict=True):
-        scaled.append(number * rate if each is None else torch.mul(each.to(initial.dtype), rate))
-    return coefficients(*scaled, scheme.spacing), initial, previous, source
+    for each, number, rate in zip(rest, (0.0, 0.0, *numbers), scheme.rates(), strict=True):
+        scaled.append(number * rate if number is not None and each is None else torch.mul(each.to(initial.dtype), rate))
+    drift, slip, along, across = scaled
+    return coefficients(drift, slip, along, across, scheme.spacing), initial, previous, source
 
 
 Part: TypeAlias = tuple[slice, ...]

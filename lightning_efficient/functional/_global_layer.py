@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lightning_efficient.functional._advection_diffusion import (
@@ -22,6 +21,7 @@ from lightning_efficient.functional._advection_diffusion import (
     adjoint,
     coefficients,
     evolve,
+    refuse_second_derivatives,
 )
 from lightning_efficient.functional.advection_diffusion import is_transformed
 
@@ -50,27 +50,33 @@ class Norm(NamedTuple):
     eps: float
 
 
-def can_fuse(norms: Sequence[nn.Module], activation: nn.Module, initial: Tensor) -> bool:
+def can_fuse(
+    norms: Sequence[nn.Module], activation: nn.Module, initial: Tensor, *, around: Sequence[nn.Module] = ()
+) -> bool:
     """Say whether :func:`fused_global_layer` computes what the modules would.
 
     Args:
         norms: Of the coefficients and of the output; each must be ``nn.BatchNorm2d`` itself, with a weight and a bias,
             and without hooks.
         activation: Must be ``nn.ReLU`` itself, without hooks.
-        initial: The initial state, float32 or float64 and not empty. Nothing is fused while something like
-            ``torch.compile`` or ``torch.func`` looks on, see ``is_transformed``.
+        initial: The initial state, float64 or what is taken to float32, and not empty. Nothing is fused while something
+            like ``torch.compile`` or ``torch.func`` looks on, see ``is_transformed``.
+        around: Further modules whose own calls are left out, which must have no hooks.
     """
     if is_transformed() or torch.nn.modules.module._has_any_global_hook():
         return False
     if type(activation) is not nn.ReLU or _hooked(activation):
         return False
+    if any(_hooked(module) for module in around):
+        return False
+    dtype = torch.promote_types(initial.dtype, torch.float32)
     for norm in norms:
         if type(norm) is not nn.BatchNorm2d or norm.weight is None or _hooked(norm):
             return False
-        if norm.weight.dtype != initial.dtype or not isinstance(norm.weight, Tensor):
+        if norm.weight.dtype != dtype:
             return False
     # batch norm refuses a single value per channel with a message of its own
-    return initial.dtype in (torch.float32, torch.float64) and initial.numel() > initial.shape[1]
+    return dtype in (torch.float32, torch.float64) and initial.numel() > initial.shape[1]
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -123,10 +129,7 @@ def fused_global_layer(
     used = [use_norm(norm) for norm in norms]
     # a tensor that plays two parts is given once, so that its gradients are added where they are computed
     role_of_source = None if source is None else "initial" if source is initial else "source"
-    if previous is initial:
-        role_of_previous = "initial"
-    else:
-        role_of_previous = "source" if previous is source else "previous"
+    role_of_previous = "initial" if previous is initial else "source" if previous is source else "previous"
     setup = _Setup(Scheme(steps, dt, spacing), diffusion, used, role_of_previous, role_of_source)
     own_source = source if role_of_source == "source" else None
     own_previous = previous if role_of_previous == "previous" else None
@@ -174,30 +177,33 @@ class FusedGlobalLayer(torch.autograd.Function):
             output[:, channels] = block.normalised(count).relu_()
         for norm, found in zip(setup.norms, moments, strict=True):
             _update(norm, found, initial.numel() // initial.shape[1])
-        ctx.save_for_backward(*states.values(), *rest[:count], final, *rest[count:], *(each for pair in moments for each in pair))
+        ctx.save_for_backward(
+            *states.values(), *rest[:count], final, *rest[count:], *(each for pair in moments for each in pair)
+        )
         ctx.setup = setup
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Go back through everything, some channels at a time."""
+        refuse_second_derivatives()
         setup: _Setup = ctx.setup
         saved, needs, count = ctx.saved_tensors, ctx.needs_input_grad, setup.maps
         states = dict(zip(("initial", "previous", "source"), saved, strict=False))
         rest = saved[3 : 3 * count + 6]  # raw maps, last state, affine
         flat = saved[3 * count + 6 :]
         moments = [(flat[index], flat[index + 1]) for index in range(0, len(flat), 2)]
-        grads = [torch.empty_like(each) if need else None for each, need in zip((*saved[:3], *saved[3 : 3 + count]), needs[1:], strict=False)]
+        grads = [
+            torch.empty_like(each) if need else None
+            for each, need in zip((*saved[:3], *saved[3 : 3 + count]), needs[1:], strict=False)
+        ]
         of_states = dict(zip(states, grads, strict=False))
         of_affine = [torch.empty_like(each) for each in rest[count + 1 :]]
         learned, of_source = setup.diffusion is None, bool(setup.source and needs[_PLACES[setup.source]])
         earlier = setup.scheme._replace(steps=setup.scheme.steps - 1)
         for channels in _channel_blocks(states["initial"]):
             block = _Block(setup, states, rest, moments, channels)
-            of_output = torch.ops.aten.threshold_backward(
-                gradient[:, channels].contiguous(), block.normalised(count), 0
-            )
+            of_output = torch.ops.aten.threshold_backward(gradient[:, channels], block.normalised(count), 0)
             of_final = block.norm_backward(count, of_output, of_affine)
             before = [block.state(setup.previous), block.state("initial"), *block.steps(earlier), block.raw[count]]
             received = adjoint(
@@ -233,7 +239,7 @@ class _Block:
     ) -> None:
         self.setup, self.states, self.channels = setup, states, channels
         first = states["initial"]
-        assert first is not None  # noqa: S101
+        assert first is not None
         split = len(tensors) - 2 * len(setup.norms)
         self.raw = [each[:, channels].to(first.dtype).contiguous() for each in tensors[:split]]
         self.moments = [(mean[channels], var[channels]) for mean, var in moments]
@@ -247,8 +253,8 @@ class _Block:
     def state(self, name: str) -> Tensor:
         """Return these channels of a state."""
         found = self.states[name]
-        assert found is not None  # noqa: S101
-        return found[:, self.channels].contiguous()
+        assert found is not None
+        return found[:, self.channels]
 
     def measure(self, which: Iterable[int]) -> None:
         """Write mean and biased variance of this batch into the moments of the norms that go by the batch."""

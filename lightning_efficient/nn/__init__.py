@@ -1,4 +1,4 @@
-"""Networks and layers: recurrent cells, small networks, efficient blocks, and what distillation has beside a student."""
+"""Networks and layers: recurrent cells, small networks, efficient blocks, and what distillation adds to a student."""
 
 from __future__ import annotations
 

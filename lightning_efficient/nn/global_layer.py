@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional._global_layer import can_fuse, fused_global_layer
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.advection_diffusion import Solver, advection_diffusion
 from lightning_efficient.nn._coefficients import (
     COEFFICIENT_KINDS,
@@ -157,11 +159,43 @@ class GlobalLayer(nn.Module):
         """Return the features at the end, normalised and activated, shaped as those of ``init``."""
         initial = checked_map(self.init(inputs), self.channels, "GlobalLayer")
         source = same_shape_or(inputs, initial)
-        state = self._evolve(initial, source)
-        outputs: Tensor = self.act(self.norm(state.to(self.norm.weight.dtype)))
+        if self._can_fuse(initial):
+            outputs = self._fused(initial, source)
+        else:
+            outputs = self.act(self.norm(self._evolve(initial, source).to(self.norm.weight.dtype)))
         if self.layer_scale is not None:
             return initial + self.drop_path(self.layer_scale(outputs))
         return self.drop_path(outputs) + source if self.residual else outputs
+
+    def _coefficients(self) -> list[Coefficient]:
+        learned = (self.velocity_x, self.velocity_y, self.diffusion_x, self.diffusion_y)
+        return [each for each in learned if each is not None]
+
+    def _can_fuse(self, initial: Tensor) -> bool:
+        if self.solver not in ("auto", "fused") or self.tied or self.velocity_bound is not None:
+            return False
+        if isinstance(initial, torch.fx.Proxy):
+            return False
+        coefficients = self._coefficients()
+        return can_fuse([*(each.norm for each in coefficients), self.norm], self.act, initial, around=coefficients)
+
+    def _fused(self, initial: Tensor, source: Tensor) -> Tensor:
+        seen = source if self.velocity_from == "source" else initial
+        inputs = (seen, seen, initial, initial)
+        coefficients = self._coefficients()
+        alike, initial = source is initial, at_least_float32(initial)
+        source = initial if alike else source.to(initial.dtype)
+        return fused_global_layer(
+            initial,
+            [each.conv(given) for each, given in zip(coefficients, inputs, strict=False)],
+            [*(each.norm for each in coefficients), self.norm],
+            diffusion=self.diffusion,
+            source=source if self.source else None,
+            previous=source if self.previous == "source" else initial,
+            steps=self.steps,
+            dt=self.dt,
+            spacing=self.spacing,
+        )
 
     def _evolve(self, initial: Tensor, source: Tensor) -> Tensor:
         seen = source if self.velocity_from == "source" else initial

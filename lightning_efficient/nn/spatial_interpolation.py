@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.nn._folded_branch import can_fold, folded_with_shortcut
 from lightning_efficient.nn._resampling import (
     SAMPLINGS,
     UPSAMPLINGS,
@@ -47,8 +48,9 @@ class SpatialInterpolation(nn.Module):
 
     The children of the block keep their names, so the state dict of the original block loads with ``strict=False`` and
     only ``cheap_conv``, ``cheap_norm`` and ``blend_logit`` are missing. They are shared with the block, which itself is
-    not changed. Squeeze and excitation pools over the coarse map. Stochastic depth drops both branches together.
-    ``torch.jit.script`` does not work; ``torch.export``, ``torch.compile``, ``torch.fx`` and ``torch.jit.trace`` do.
+    not changed. Squeeze and excitation pools over the coarse map. Stochastic depth drops both branches together. In
+    evaluation mode the cheap branch and the shortcut run as one convolution. ``torch.jit.script`` does not work;
+    ``torch.export``, ``torch.compile``, ``torch.fx`` and ``torch.jit.trace`` do.
 
     Args:
         block: A block of timm that :func:`~lightning_efficient.nn.timm_blocks.facts_of` knows, of stride 1.
@@ -119,22 +121,32 @@ class SpatialInterpolation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return maps of shape ``(N, C', H, W)`` for maps of shape ``(N, C, H, W)``, any ``H`` and ``W``."""
-        added = self._added(x)
         if not self.adds_shortcut:
-            return added
-        drop_path, downsample = getattr(self, "drop_path", None), getattr(self, "downsample", None)
-        if drop_path is not None:
-            added = drop_path(added)
-        total = added + (x if downsample is None else downsample(x))
+            return self._added(x)
+        if self._can_fold(x):
+            total = folded_with_shortcut(self.cheap_conv, self.cheap_norm, x).add_(self._heavy(x))
+        else:
+            added = self._added(x)
+            drop_path, downsample = getattr(self, "drop_path", None), getattr(self, "downsample", None)
+            if drop_path is not None:
+                added = drop_path(added)
+            total = added + (x if downsample is None else downsample(x))
         return total if self.activation is None else getattr(self, self.activation)(total)
 
-    def _added(self, x: Tensor) -> Tensor:
+    def _can_fold(self, x: Tensor) -> bool:
+        plain = self.cheap and self.blend == "add" and self.design in ("add", "strided")
+        alone = not self.training and getattr(self, "downsample", None) is None
+        return plain and alone and can_fold(self.cheap_conv, self.cheap_norm, x)
+
+    def _heavy(self, x: Tensor) -> Tensor:
         coarse = x if self.design == "strided" else sample(x, self.factor, self.sampling)
         coarse = run_chain(self, self.chain, coarse)
         if self.design == "grid":
-            heavy = upsample_nodes_like(coarse, x, self.factor)
-        else:
-            heavy = upsample_like(coarse, x, self.upsampling)
+            return upsample_nodes_like(coarse, x, self.factor)
+        return upsample_like(coarse, x, self.upsampling)
+
+    def _added(self, x: Tensor) -> Tensor:
+        heavy = self._heavy(x)
         if not self.cheap:
             return heavy
         light = self.cheap_norm(self.cheap_conv(x))
@@ -223,9 +235,13 @@ class InterpolatedChain(nn.Module):
         coarse = refined = sample(x, self.factor, self.sampling)
         for index in range(self.length):
             refined = getattr(self, str(index))(refined)
-        total = x + upsample_like(refined - coarse, x, self.upsampling)
-        if self.cheap:
-            total = total + self.cheap_norm(self.cheap_conv(x))
+        heavy = upsample_like(refined - coarse, x, self.upsampling)
+        if self.cheap and not self.training and can_fold(self.cheap_conv, self.cheap_norm, x):
+            total = folded_with_shortcut(self.cheap_conv, self.cheap_norm, x).add_(heavy)
+        else:
+            total = x + heavy
+            if self.cheap:
+                total = total + self.cheap_norm(self.cheap_conv(x))
         if self.activation is None:
             return total
         return cast(Tensor, getattr(getattr(self, str(self.length - 1)), self.activation)(total))

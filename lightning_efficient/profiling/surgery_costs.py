@@ -170,9 +170,9 @@ def surgery_costs(
         old_calls = _calls(before, [old for old, _ in parts], images)
         new_calls = _calls(after, [new for _, new in parts], images)
         rows = []
-        for row, *calls in zip(plan, old_calls, new_calls, strict=True):
+        for row, old, new in zip(plan, old_calls, new_calls, strict=True):
             name, macs = row.name or row.new_name, (row.macs_before, row.macs_after)
-            rows.append(_cost(name, row.old or NOTHING, row.new or NOTHING, macs, *calls, min_run_time))
+            rows.append(_cost(name, row.old or NOTHING, row.new or NOTHING, macs, old, new, min_run_time))
         kinds = type(before).__name__, type(after).__name__
         macs = plan.macs_before, plan.macs_after
         total = _cost("", *kinds, macs, partial(before, images), partial(after, images), min_run_time)
@@ -200,7 +200,7 @@ def _module(network: nn.Module, name: str, which: str) -> nn.Module:
     try:
         return network.get_submodule(name)
     except AttributeError:
-        message = f"{which}: {type(network).__name__} has no module {name!r}; give the two networks that the plan is about"
+        message = f"{which}: {type(network).__name__} has no module {name!r}; give the networks of the plan"
         raise ConfigurationError(message) from None
 
 
@@ -245,9 +245,9 @@ def _cost(
             spent += seconds[place][-1]
         pairs += 1
     times = [torch.tensor(each, dtype=torch.double) for each in seconds]
-    medians = [1000 * each.median().item() if len(each) else 0.0 for each in times]
+    ms_before, ms_after = (1000 * each.median().item() if len(each) else 0.0 for each in times)
     low, middle, high = (times[0] / times[1]).quantile(_SPREAD).tolist() if len(sides) == 2 else (None,) * 3
-    return BlockCost(name, old, new, *macs, *medians, middle, low, high, pairs)
+    return BlockCost(name, old, new, *macs, ms_before, ms_after, middle, low, high, pairs)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The study of efficient blocks on images, at toy size: every network is made, trained, measured, compared, drawn."""
+"""The study of efficient blocks on images, at toy size: networks are made, trained, measured, compared, drawn."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def run_of(accuracy: float, val_accuracy: float = 0.5, val_loss: float = 1.0, di
     return {"rate": {"lr": 0.1}, **found}
 
 
-def test_every_network_is_trained_measured_compared_and_drawn(
+def test_networks_are_trained_measured_compared_and_drawn(
     study: ModuleType, task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = list(study.VARIANTS)
+    names = ["base", "Global, K=4", "condensed, depthwise", "interpolated", "narrow as interpolated"]
     record = study.study("digits", 2, "cpu", 1, names[:-1], task)
     assert all(list(seeds) == ["0", "1"] for seeds in record["runs"].values())
     for name, tried in record["selection"].items():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 Load = Callable[[str], ModuleType]
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 NETWORK = "mobilenetv3_small_050"
 
 
@@ -23,6 +24,7 @@ def study(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(sys.modules["harness"], "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "PICTURE", tmp_path / "docs" / "images" / "blocks_latency.png")
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "docs"))
     return module
 
 

@@ -9,10 +9,11 @@ from rich.console import Console
 from lightning_efficient.cli.surgery_page import surgery_page
 from lightning_efficient.profiling.surgery_costs import BlockCost, SurgeryCosts
 
+OLD, NEW = "InvertedResidual", "SpatialInterpolation"
 ROWS = (
-    BlockCost("blocks.1.1", "InvertedResidual", "SpatialInterpolation", 12_345_678, 3_456_789, 10.53, 4.21, 2.5, 2, 3, 10),
-    BlockCost("blocks.2.1", "InvertedResidual", "SpatialInterpolation", 9_000, 4_000, 0.5321, 0.4, 1.3, 1.2, 1.4, 10),
-    BlockCost("blocks.2.2", "InvertedResidual", "-", 7_000, 0, 1234.5, 0.0, None, None, None, 10),
+    BlockCost("blocks.1.1", OLD, NEW, 12_345_678, 3_456_789, 10.53, 4.21, 2.5, 2, 3, 10),
+    BlockCost("blocks.2.1", OLD, NEW, 9_000, 4_000, 0.5321, 0.4, 1.3, 1.2, 1.4, 10),
+    BlockCost("blocks.2.2", OLD, "-", 7_000, 0, 1234.5, 0.0, None, None, None, 10),
     BlockCost("layer1.2", "-", "GlobalLayer", 0, 600, 0.0, 0.7, None, None, None, 10),
 )
 TOTAL = BlockCost("", "MobileNetV3", "MobileNetV3", 216_600_000, 133_200_000, 180.2, 128.7, 1.40, 1.35, 1.46, 12)
@@ -58,7 +59,9 @@ def test_the_page_is_at_most_80_columns_and_nothing_is_cut_off(width: int, name:
     assert name in "".join(line[:12].strip() for line in text.splitlines())
 
 
-@pytest.mark.parametrize(("time", "told"), [(0.01234, "0.012 → "), (0.1234, "0.123 → "), (45.67, "45.7 → "), (1e4, "10000 → ")])
+@pytest.mark.parametrize(
+    ("time", "told"), [(0.01234, "0.012 → "), (0.1234, "0.123 → "), (45.67, "45.7 → "), (1e4, "10000 → ")]
+)
 def test_times_have_three_digits_and_no_exponent(time: float, told: str) -> None:
     assert f" {told}" in text_of(replace(COSTS, rows=(replace(ROWS[0], ms_before=time),)))
 

@@ -17,7 +17,7 @@ from lightning_efficient.nn.cifar_networks import register_cifar_networks
 from lightning_efficient.nn.cifar_resnet import register_cifar_resnets
 from lightning_efficient.nn.depthwise_layer import DepthwiseLayer
 from lightning_efficient.nn.global_layer import GlobalLayer
-from lightning_efficient.nn.surgery import carry_out
+from lightning_efficient.nn.surgery import apply, carry_out, perform
 from lightning_efficient.nn.surgery.condensation import PLACEMENTS, condensation_steps, preset_of, stages_of
 from lightning_efficient.profiling import count_macs
 
@@ -163,7 +163,7 @@ def test_the_control_layer_takes_the_same_places_with_the_same_kernels() -> None
 def test_chosen_stages_are_the_only_ones_that_change() -> None:
     network = on_meta("cifar_resnet18", layers=(3, 3, 3, 3), **SMALL)
     steps = condensation_steps(network, stages=[4, 2], keep=[2, 1])
-    assert [step.get("name", step.get("names")) for step in steps] == ["layer2.2", "layer4.1", ["layer4.2"]]
+    assert [step.get("name", step.get("names")) for step in steps] == ["layer4.2", "layer2.1", ["layer2.2"]]
 
 
 def test_own_options_win_over_those_of_the_preset() -> None:
@@ -271,12 +271,19 @@ def test_a_condensed_densenet_becomes_a_feature_extractor_afterwards() -> None:
 @pytest.mark.parametrize("name", ["cifar", "resnet50", "mobilenetv2", "densenet"])
 def test_layers_of_a_pretrained_network_start_as_if_they_were_not_there(name: str) -> None:
     network, bare = NETWORKS[name]().eval(), NETWORKS[name]().eval()
-    keeps = {"wrap": False} if name != "densenet" else {"init_kind": None}
+    keeps = {"wrap": False} if name != "densenet" else {}
     condensed(network, pretrained=True, **keeps).eval()
     condensed(bare, then=None, preset=None).eval()
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(network(images), bare(images))
     assert all(layer.layer_scale is not None for layer in layers_of(network).values())
+
+
+def test_pretrained_blocks_are_not_rebuilt_unless_asked() -> None:
+    network = on_meta("mobilenetv3_large_100")
+    for options, expected in (({}, {None}), ({"expansion": 4.0}, {4.0})):
+        steps = condensation_steps(network, pretrained=True, **options)
+        assert {step["options"].get("expansion") for step in steps if step["op"] == "replace"} == expected
 
 
 def test_a_layer_scale_or_a_shortcut_that_is_given_stays() -> None:
@@ -293,6 +300,38 @@ def test_kept_blocks_are_the_same_modules() -> None:
     condensed(network)
     assert all(network.get_submodule(name) is module for name, module in kept.items())
     assert [len(stage) for stage in network.blocks] == [1, 2, 2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["cifar", "mobilenetv3", "densenet"])
+def test_condensing_is_undone_repeated_from_its_recipe_and_loads_old_weights(name: str) -> None:
+    network = NETWORKS[name]().eval()
+    images = torch.rand(1, 3, 64, 64)
+    logits, weights = network(images), {key: value.clone() for key, value in network.state_dict().items()}
+    result = carry_out(network, condensation_steps(network))
+    after = {key: value.clone() for key, value in network.state_dict().items()}
+
+    twin = NETWORKS[name]()
+    again = apply(twin, json.loads(json.dumps(result.recipe)))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    fresh = again.load(weights)
+    assert fresh == again.new_keys
+    assert all(torch.equal(value, after[key]) for key, value in twin.state_dict().items() if key not in fresh)
+
+    torch.testing.assert_close(result.undo().eval()(images), logits)
+    assert list(network.state_dict()) == list(weights)
+
+
+def test_a_configuration_names_the_layer_and_its_options() -> None:
+    network = built("cifar_resnet18", layers=(2, 2, 2, 2), **SMALL)
+    result = perform(network, [{"class_path": "GlobalLayer", "init_args": {"steps": 3}}], pretrained=True)
+    assert result.names == ["layer1.1", "layer2.1", "layer3.1"]
+    assert [layer.steps for layer in layers_of(network).values()] == [3, 3, 3]
+    assert all(layer.layer_scale is not None for layer in layers_of(network).values())
+    bare = built("cifar_resnet18", layers=(2, 2, 2, 2), **SMALL)
+    perform(bare, [{"class_path": "Condense"}])
+    assert [len(bare.get_submodule(f"layer{number}")) for number in (1, 2, 3, 4)] == [1, 1, 1, 1]
 
 
 # ------------------------------------------------------------------------------------------------- refusals

@@ -285,3 +285,23 @@ def test_makers_pass_options_on() -> None:
     assert chain.factor == 4
     assert (chain.cheap_norm.weight == 0).all()
     assert list(dict(chain.named_children())) == ["0", "1", "cheap_conv", "cheap_norm"]
+
+
+@pytest.mark.parametrize("kind", ["block", "chain"])
+def test_prediction_folds_the_cheap_branch_and_the_shortcut_into_one_convolution(kind: str) -> None:
+    torch.manual_seed(0)
+    blocks = [InvertedResidual(6, 6, exp_ratio=2.0) for _ in range(2)]
+    layer = (SpatialInterpolation(blocks[0]) if kind == "block" else InterpolatedChain(blocks)).double().eval()
+    nn.init.normal_(layer.cheap_norm.weight)
+    nn.init.normal_(layer.cheap_norm.bias)
+    layer.cheap_norm.running_mean.normal_()
+    layer.cheap_norm.running_var.uniform_(0.5, 2.0)
+    x = torch.randn(2, 6, 7, 5, dtype=torch.float64)
+    folded = layer(x)
+    seen: list[int] = []
+    handle = layer.cheap_norm.register_forward_hook(lambda *_: seen.append(1))  # somebody looks on: nothing is folded
+    torch.testing.assert_close(layer(x), folded, rtol=1e-12, atol=1e-12)
+    assert seen == [1]
+    handle.remove()
+    layer(x)
+    assert seen == [1]

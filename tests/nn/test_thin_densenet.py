@@ -76,6 +76,15 @@ def test_keeping_every_layer_changes_nothing() -> None:
     assert dict(network.named_modules()) == modules
 
 
+def test_parameters_that_are_not_cut_stay_the_same_objects() -> None:
+    network = dense()
+    before = dict(network.named_parameters())
+    slices = thin(network, [2, 1, 3])
+    assert {key for key, each in network.named_parameters() if each is not before[key]} == {
+        key for key in slices if key in before
+    }
+
+
 def test_transitions_keep_their_ratio_and_their_first_outputs() -> None:
     network = dense()
     assert transition_widths(network) == [10, 9]

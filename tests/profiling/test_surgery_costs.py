@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.nn.surgery import POLICIES, carry_out, preview
 from lightning_efficient.profiling.surgery_costs import BlockCost, SurgeryCosts, surgery_costs
 
 QUICK: dict[str, Any] = {"min_run_time": 0.001, "threads": 1}
@@ -218,13 +220,28 @@ def test_numbers_out_of_range_are_one_line(options: dict[str, Any], message: str
 
 def test_networks_that_the_plan_is_not_about_are_named() -> None:
     plan = Changes([Row("1.7", "1.7", "Seen", "Seen")])
-    with pytest.raises(ConfigurationError, match=r"before: Sequential has no module '1.7'; give the two networks"):
+    with pytest.raises(
+        ConfigurationError, match=r"before: Sequential has no module '1.7'; give the networks of the plan"
+    ):
         surgery_costs(network(), network(), plan, **QUICK)
 
 
 def test_two_devices_are_one_line() -> None:
     with pytest.raises(ConfigurationError, match="before and after must be on one device, got cpu and meta"):
         surgery_costs(network(), network().to("meta"), Changes([]), **QUICK)
+
+
+def test_a_plan_of_the_surgery_package_has_the_rows_that_are_timed() -> None:
+    model = timm.create_model("mobilenetv3_small_050")
+    steps = POLICIES["SpatialInterpolation"](model)
+    plan = preview(model, steps, (1, 3, 64, 64))
+    before = copy.deepcopy(model)
+    after = carry_out(model, steps).model
+    costs = surgery_costs(before, after, plan, batch_size=2, **QUICK)
+    assert [(row.name, row.macs_after) for row in costs.rows] == [(row.new_name, row.macs_after) for row in plan]
+    assert {row.new for row in costs.rows} == {"SpatialInterpolation"}
+    assert costs.total.macs_after == plan.macs_after < costs.total.macs_before
+    assert costs.input_shape == (3, 64, 64)
 
 
 def test_costs_survive_json() -> None:

@@ -82,14 +82,14 @@ def condensation_steps(
 
     Args:
         model: Network of timm.
-        pretrained: Whether its weights are trained. Layers then start as the identity: ``layer_scale`` is 0 unless
-            given.
+        pretrained: Whether its weights are trained. Layers then start without effect, by ``layer_scale=0``, wrapped
+            blocks are not rebuilt, and layers of a DenseNet have no initialiser, unless the options say so.
         then: ``"GlobalLayer"``, ``"DepthwiseLayer"``, a callable ``(name, block) -> nn.Module``, which gets only the
             options that are given, or None, which only deletes.
         preset: Key of :data:`PLACEMENTS`; None chooses by the network's blocks.
         stages: Numbers of the stages to condense, and no others; those of the preset if None.
-        keep: Blocks that stay in each stage, or one number for each of the stages in their order; 1 if None. For
-            a DenseNet the layers of each dense block; half of them, rounded up, if None.
+        keep: Blocks that stay in each stage, or one number for each of ``stages``; 1 if None. For a DenseNet
+            the layers of each dense block; half of them, rounded up, if None.
         wrap: Overrides the preset's.
         layer_options: Options of the layer; they override the preset's.
 
@@ -248,7 +248,7 @@ def _numbers(there: list[int], stages: Sequence[int] | None, placement: Placemen
         return there if wanted is None or placement.trim else [number for number in there if number in wanted]
     if unknown := [number for number in stages if number not in there]:
         raise ConfigurationError(f"stages={list(stages)!r}: the network has no stage {unknown[0]!r}; it has {there}")
-    return [number for number in there if number in stages]
+    return list(dict.fromkeys(stages))
 
 
 def _per_stage(keep: int | Sequence[int] | None, numbers: Sequence[int]) -> dict[int, int]:
@@ -275,7 +275,8 @@ def _options(
     if not isinstance(layer, str):
         return dict(given) if layer else {}
     known = _option_names(layer)
-    options = {name: value for name, value in settings.items() if name in known} | dict(given)
+    fresh = ("expansion", "init_kind") if pretrained else ()  # what would draw new weights in front of the layer
+    options = {name: value for name, value in settings.items() if name in known and name not in fresh} | dict(given)
     if pretrained and not options.get("residual"):
         options.setdefault("layer_scale", 0.0)
     return options

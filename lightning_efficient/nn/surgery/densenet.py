@@ -174,10 +174,8 @@ def _cut_head(model: Any, width: int, channels: Tensor, slices: Slices) -> None:
         model.num_features = len(channels)
     if hasattr(model, "feature_info"):
         features = model.get_submodule("features")
-        widths = {f"features.denseblock{number}": block for number, block in _dense_blocks(model).items()}
-        widths = {name: _width(block) for name, block in widths.items()} | {
-            "features.norm5": features.norm5.num_features
-        }
+        widths = {f"features.denseblock{number}": _width(block) for number, block in _dense_blocks(model).items()}
+        widths["features.norm5"] = features.norm5.num_features
         model.feature_info = [
             {**info, "num_chs": widths.get(info["module"], info["num_chs"])} for info in model.feature_info
         ]
@@ -196,9 +194,13 @@ def _put(
     attributes: Mapping[str, int],
     slices: Slices,
 ) -> None:
-    """Put a copy of a child, with its tensors cut, in the place of the child."""
+    """Put a copy of a child, with its tensors cut, in the place of the child; nothing where nothing is cut."""
     old = getattr(parent, name)
-    new = copy.deepcopy(old)
+    if all(getattr(old, attribute, value) == value for attribute, value in attributes.items()):
+        return
+    # tensors that are not cut stay the same objects: optimisers hold them
+    new = copy.copy(old)
+    new._parameters, new._buffers = dict(old._parameters), dict(old._buffers)
     for key, indices in kept.items():
         tensor = getattr(old, key, None)
         if tensor is None:
