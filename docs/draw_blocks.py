@@ -6,7 +6,6 @@ arrows are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         SequenceClassifier,
         SequenceRegressor,
     )
-    from lightning_efficient.nn import IncrementalRNN, TimeAdaptiveRNN
+    from lightning_efficient.nn import GlobalLayer, IncrementalRNN, SpatialInterpolation, TimeAdaptiveRNN
 
 _HOMES = {
     "ChunkedBackprop": "callbacks",
@@ -72,7 +72,9 @@ _HOMES = {
     "SelectiveClassifier": "modules",
     "SequenceClassifier": "modules",
     "SequenceRegressor": "modules",
+    "GlobalLayer": "nn",
     "IncrementalRNN": "nn",
+    "SpatialInterpolation": "nn",
     "TimeAdaptiveRNN": "nn",
 }
 
@@ -88,6 +90,7 @@ __all__ = [
     "ExactResume",
     "FiniteLoss",
     "GaussianModes",
+    "GlobalLayer",
     "GuideSchedule",
     "HumanActivity",
     "ImageClassifier",
@@ -101,6 +104,7 @@ __all__ = [
     "SequenceClassifier",
     "SequenceRegressor",
     "SequentialImages",
+    "SpatialInterpolation",
     "SpokenCommands",
     "TimeAdaptiveRNN",
     "TorchvisionImages",

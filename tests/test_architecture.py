@@ -99,7 +99,7 @@ def test_the_sources_were_found() -> None:
 
 
 def test_every_folder_has_its_level() -> None:
-    folders = {file.parent.name for file in FILES if file.name == "__init__.py" and file.parent != PACKAGE}
+    folders = {file.parent.name for file in FILES if file.name == "__init__.py" and file.parent.parent == PACKAGE}
     assert folders <= set(LEVEL)
 
 

@@ -77,11 +77,12 @@ def surgery_costs_of(
     model: nn.Module, shape: Sequence[int], batch_sizes: Sequence[int], threads: int | None, min_run_time: float
 ) -> list[SurgeryCosts]:
     """Return what surgery on a module's backbone costs and saves at each batch size; nothing where there was none."""
-    backbone = getattr(model, "backbone", None)
-    recipe = recipe_of(backbone) if isinstance(backbone, nn.Module) else None
-    if recipe is None or not hasattr(model, "network_before_surgery"):
+    backbone, original = getattr(model, "backbone", None), getattr(model, "network_before_surgery", None)
+    if not isinstance(backbone, nn.Module) or original is None:
         return []
-    before = model.network_before_surgery().to(device_of(backbone))
+    if (recipe := recipe_of(backbone)) is None:
+        return []
+    before: nn.Module = original().to(device_of(backbone))
     plan = preview(before, recipe["steps"], torch.zeros(1, *shape))
     channels_last = getattr(model, "memory_format", None) is torch.channels_last
     return [

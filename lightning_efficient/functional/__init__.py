@@ -9,6 +9,7 @@ from lightning_efficient.functional.abstention import (
     self_adaptive_loss,
     updated_belief,
 )
+from lightning_efficient.functional.advection_diffusion import advection_diffusion
 from lightning_efficient.functional.binomial import clopper_pearson_upper
 from lightning_efficient.functional.bootstrap import bootstrap_interval
 from lightning_efficient.functional.confidence import (
@@ -108,6 +109,7 @@ __all__ = [
     "ThresholdRule",
     "abstention_log_probabilities",
     "abstention_rate",
+    "advection_diffusion",
     "answer_score",
     "as_schedule",
     "augrc",

@@ -141,7 +141,7 @@ def _settings(maps: list[Any]) -> tuple[int, int, dict[str, Any]]:
 
 
 def _threads(block: int) -> dict[str, int]:
-    """Return two cells for each thread, as long as there are threads; with more its registers run out going back."""
+    """Return threads for two cells each, or all 1024: the kernel for gradients needs many registers for a cell."""
     # one stage: the compiler must not load ahead of a barrier
     return {"num_warps": max(1, min(32, block // 64)), "num_stages": 1}
 

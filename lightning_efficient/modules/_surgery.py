@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.nn.surgery import Result, apply, perform, recipe_of
+from lightning_efficient.nn.surgery import Result, apply, perform, preview, recipe_of
+from lightning_efficient.profiling.render import human
 
 Policies: TypeAlias = Sequence[str | Mapping[str, Any]]
 """Names of policies, or mappings with ``class_path`` and ``init_args``."""
@@ -26,6 +28,17 @@ def operate(network: nn.Module, policies: Policies | None, *, pretrained: bool) 
         return None
     named = [{"class_path": policy} if isinstance(policy, str) else policy for policy in policies]
     return perform(network, named, pretrained=pretrained)
+
+
+def told(result: Result, before: nn.Module, shape: Sequence[int]) -> str:
+    """Return in one line what surgery did, and what it saves for an input of this shape."""
+    plan = preview(before, result.recipe["steps"], torch.zeros(1, *shape))
+    saved = 1 - plan.macs_after / plan.macs_before if plan.macs_before else 0.0
+    return (
+        f"surgery: {_told(result.recipe['steps'])}; MACs {human(plan.macs_before)} to {human(plan.macs_after)} "
+        f"({-100 * saved:+.0f} %), parameters {human(plan.params_before)} to {human(plan.params_after)}; "
+        "the verb profile measures the time"
+    )
 
 
 def keep_recipe(checkpoint: dict[str, Any], network: nn.Module) -> None:
@@ -55,7 +68,7 @@ def follow_recipe(checkpoint: Mapping[str, Any], network: nn.Module) -> None:
 
 
 def _told(steps: Sequence[Mapping[str, Any]]) -> str:
-    if not steps:
-        return "none"
-    made = [str(step.get("make", step["op"])) for step in steps]
-    return ", ".join(f"{made.count(name)} x {name}" for name in dict.fromkeys(made))
+    made = [str(step.get("make", step["op"])) for step in steps if step["op"] != "delete"]
+    deleted = sum(len(step["names"]) for step in steps if step["op"] == "delete")
+    parts = [f"{made.count(name)} x {name}" for name in dict.fromkeys(made)]
+    return ", ".join([*parts, *([f"{deleted} blocks deleted"] if deleted else [])]) or "none"

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
+from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.modules._classifier import Classifier
-from lightning_efficient.modules._surgery import follow_recipe, keep_recipe, operate
+from lightning_efficient.modules._surgery import follow_recipe, keep_recipe, operate, told
 from lightning_efficient.nn.backbones import create_backbone, data_config
 from lightning_efficient.nn.checkpoints import load_weights
 
@@ -131,6 +133,9 @@ class ImageClassifier(Classifier):
             if self._operation is not None:
                 self._operation.load(original.state_dict())
         self._backbone_checkpoint = None  # a second fit goes on with the weights that the first one left
+        if self._operation is not None and not is_rehearsal(self.trainer):
+            shape = getattr(getattr(self.trainer, "datamodule", None), "input_shape", self.data_config["input_size"])
+            rank_zero_info(told(self._operation, self.network_before_surgery(), shape))
 
     def network_before_surgery(self) -> nn.Module:
         """Return the backbone as ``surgery`` finds it, newly made and with weights of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_efficient.nn.cifar_networks import CIFAR_NETWORKS, register_cifar_networks
 from lightning_efficient.nn.cifar_resnet import CIFAR_RESNETS, register_cifar_resnets
 from lightning_efficient.nn.depthwise_layer import DepthwiseLayer
 from lightning_efficient.nn.global_layer import GlobalLayer
@@ -24,6 +25,7 @@ from lightning_efficient.nn.time_adaptive_rnn import TimeAdaptiveRNN
 from lightning_efficient.nn.views import ModelViews, ViewTap
 
 __all__ = [
+    "CIFAR_NETWORKS",
     "CIFAR_RESNETS",
     "BothMapsGuide",
     "ConstantGuide",
@@ -45,5 +47,6 @@ __all__ = [
     "ViewTap",
     "build_guide",
     "recalibrate_batch_norm",
+    "register_cifar_networks",
     "register_cifar_resnets",
 ]

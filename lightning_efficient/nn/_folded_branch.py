@@ -5,6 +5,8 @@ Two passes over a map at full resolution less; what is left costs no more than t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -34,16 +36,14 @@ def can_fold(convolution: nn.Module, norm: nn.Module, maps: Tensor) -> bool:
     )
 
 
-def folded_with_shortcut(convolution: nn.Conv2d, norm: nn.BatchNorm2d, maps: Tensor) -> Tensor:
+def folded_with_shortcut(convolution: Any, norm: Any, maps: Tensor) -> Tensor:
     """Return ``maps + norm(convolution(maps))``, where :func:`can_fold` holds.
 
     Args:
-        convolution: Depthwise, of an odd kernel and stride 1.
-        norm: Uses its running statistics.
+        convolution: ``nn.Conv2d``, depthwise, of an odd kernel and stride 1.
+        norm: ``nn.BatchNorm2d``; uses its running statistics.
         maps: Shape ``(N, C, H, W)``.
     """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
     margin = convolution.kernel_size[0] // 2
     one = F.pad(torch.ones_like(gain)[:, None, None, None], (margin, margin, margin, margin))  # passes its input on

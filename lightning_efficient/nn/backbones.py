@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.nn.cifar_networks import register_cifar_networks
 from lightning_efficient.nn.cifar_resnet import register_cifar_resnets
 
 
@@ -57,6 +58,7 @@ def is_timm_model(name: str) -> bool:
     import timm
 
     register_cifar_resnets()
+    register_cifar_networks()
     return timm.is_model(name)
 
 

@@ -8,16 +8,20 @@ from lightning_efficient.profiling.macs import MacCount, count_macs
 from lightning_efficient.profiling.memory import peak_memory
 from lightning_efficient.profiling.profile import profile_module
 from lightning_efficient.profiling.render import footprint_table
+from lightning_efficient.profiling.surgery_costs import BlockCost, SurgeryCosts, surgery_costs
 from lightning_efficient.profiling.undisturbed import undisturbed
 
 __all__ = [
+    "BlockCost",
     "Footprint",
     "Latency",
     "MacCount",
+    "SurgeryCosts",
     "count_macs",
     "footprint_table",
     "measure_latency",
     "peak_memory",
     "profile_module",
+    "surgery_costs",
     "undisturbed",
 ]

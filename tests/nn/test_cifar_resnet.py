@@ -54,7 +54,7 @@ def test_sizes_at_64_pixels_and_200_classes_are_the_published_ones(name: str, ma
 
 
 def test_every_name_is_covered() -> None:
-    assert set(PUBLISHED) == set(CIFAR_RESNETS) == set(timm.list_models("cifar_resnet*"))
+    assert set(PUBLISHED) == set(CIFAR_RESNETS) <= set(timm.list_models("cifar_resnet*"))
 
 
 def test_registering_again_says_nothing() -> None:

@@ -149,9 +149,9 @@ class Surgeon:
 
     def _append(self, step: Step) -> Step | None:
         name, container = step["name"], self._block(step["name"], anything=True)
-        if type(container) is not nn.Sequential or not len(container):
+        if type(container).forward is not nn.Sequential.forward or not len(container._modules):
             raise self._wrong(f"append needs a Sequential with a child; {name!r} is a {type(container).__name__}")
-        blocks, count = list(container), parameter_count(container)
+        blocks, count = list(container.children()), parameter_count(container)
         self._fits(step, [container])
         made = self._made(step, f"{name}.{next(reversed(container._modules))}", blocks[-1])
         if made is None:

@@ -78,17 +78,8 @@ class Plan(Sequence[PlanRow]):
 
     def __str__(self) -> str:
         head = ("block", "is", "becomes", "MACs", "after", "params", "after")
-        body = [
-            (row.name or row.new_name, row.old, row.new)
-            + _counts(row.macs_before, row.macs_after, row.params_before, row.params_after)
-            for row in self.rows
-        ]
-        total = (
-            "whole model",
-            "",
-            "",
-            *_counts(self.macs_before, self.macs_after, self.params_before, self.params_after),
-        )
+        body = [(row.name or row.new_name, row.old, row.new, *_counts(row)) for row in self.rows]
+        total = ("whole model", "", "", *_counts(self))
         change = ("", "", "", "", _percent(self.macs_before, self.macs_after), "")
         table = [head, *body, total, (*change, _percent(self.params_before, self.params_after))]
         widths = [max(len(row[column]) for row in table) for column in range(len(head))]
@@ -136,7 +127,7 @@ def preview(model: nn.Module, steps: Sequence[Step], example: Tensor | Sequence[
         surgeon.carry_out(steps)
         result = finished(surgeon)
         macs_after = meta.block_macs(result.model, shape)
-    after = {name: module for name, module in result.model.named_modules(remove_duplicate=False)}
+    after = dict(result.model.named_modules(remove_duplicate=False))
     rows = []
     for step in result.steps:
         for names, new_name in _names(step, params_before, after):
