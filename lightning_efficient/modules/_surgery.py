@@ -27,7 +27,7 @@ def operate(network: nn.Module, policies: Policies | None, *, pretrained: bool) 
     if not policies:
         return None
     named = [{"class_path": policy} if isinstance(policy, str) else policy for policy in policies]
-    return perform(network, named, pretrained=pretrained)
+    return perform(network, named, pretrained=pretrained, optimizer=())  # it is new, no optimiser knows it
 
 
 def told(result: Result, before: nn.Module, shape: Sequence[int]) -> str:
@@ -64,7 +64,7 @@ def follow_recipe(checkpoint: Mapping[str, Any], network: nn.Module) -> None:
             "the same surgery, or start from the weights alone with model.backbone_checkpoint"
         )
     assert kept is not None
-    apply(network, {**kept, "steps": theirs[len(ours) :]}, copy_blocks=False)
+    apply(network, {**kept, "steps": theirs[len(ours) :]}, copy_blocks=False, optimizer=(), trusted=False)
 
 
 def _told(steps: Sequence[Mapping[str, Any]]) -> str:

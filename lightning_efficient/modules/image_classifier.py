@@ -36,9 +36,9 @@ class ImageClassifier(Classifier):
         pretrained: Whether to start from timm's pretrained weights.
         backbone_kwargs: Further arguments of ``timm.create_model``, such as ``{drop_rate: 0.1}``.
         backbone_checkpoint: File with weights that the backbone, as it is before any surgery, starts from.
-        surgery: Policies that make the backbone cheaper, one after the other: a name such as ``SpatialInterpolation``, or
-            ``{class_path: SpatialInterpolation, init_args: {factor: 2}}``; see ``lightning_efficient.nn.surgery``. With
-            weights to start from, what is new begins without effect. Checkpoints hold the recipe.
+        surgery: Policies that make the backbone cheaper, one after the other: a name such as ``SpatialInterpolation``,
+            or ``{class_path: SpatialInterpolation, init_args: {factor: 2}}``; see ``lightning_efficient.nn.surgery``.
+            With weights to start from, what is new begins without effect. Checkpoints hold the recipe.
         loss: ``cross_entropy``, or ``bce``: one binary problem per class, as in timm's newer recipes.
         label_smoothing: Share of the target spread over all classes, in ``[0, 1)``.
         mixup: Alpha of Mixup, 0 for none. Targets become soft in training.

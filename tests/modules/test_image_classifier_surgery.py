@@ -162,3 +162,16 @@ def test_other_data_modules_work_too(tmp_path: Path) -> None:
     module = cut(surgery=[{"class_path": "GlobalLayer"}])
     trainer(tmp_path).fit(module, datamodule=Ones())
     assert torch.isfinite(predicted(module)).all()
+
+
+def test_a_recipe_of_a_checkpoint_calls_no_code_of_its_own(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.fit(cut(surgery=None), datamodule=digits())
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    kept = torch.load(tmp_path / "net.ckpt", weights_only=True)
+    steps: list[Any] = [{"op": "replace", "name": "layer1.0", "make": "os:mkdir", "options": {}}]
+    for hostile in (steps, [{**steps[0], "make": "GlobalLayer", "options": {"act": {"import": "os:getcwd"}}}]):
+        kept["surgery"] = {"version": 1, "steps": hostile}
+        torch.save(kept, tmp_path / "hostile.ckpt")
+        with pytest.raises(ConfigurationError, match=r"recipe.steps\[0\] names 'os:.*', which is code of its own"):
+            ImageClassifier.load_from_checkpoint(tmp_path / "hostile.ckpt")

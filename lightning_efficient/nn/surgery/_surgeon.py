@@ -48,12 +48,12 @@ class Surgeon:
     Args:
         model: The model; changed in place.
         copy_blocks: Whether makers get copies of the blocks, so that the originals keep their weights for an undo.
-        optimizers: Optimisers to be kept up to date.
+        optimizers: Optimisers to be kept up to date; None where nobody said whether there are any.
     """
 
-    def __init__(self, model: nn.Module, copy_blocks: bool, optimizers: Sequence[Optimizer] = ()) -> None:
+    def __init__(self, model: nn.Module, copy_blocks: bool, optimizers: Sequence[Optimizer] | None = None) -> None:
         self.root = self.first_root = inner_model(model)
-        self.copy_blocks, self.optimizers = copy_blocks, list(optimizers)
+        self.copy_blocks, self.optimizers = copy_blocks, optimizers
         self.journal = Journal(self.root)
         self.before = tensors_of(self.root)
         self.rates = _drop_path.drop_path_rates(self.root)
@@ -142,9 +142,11 @@ class Surgeon:
         self._follow(successors)
         adopt(given, made)
         self.anchors.append((made, [each for block in blocks for each in block.parameters()]))
-        self._put(names[0], blocks[0], made, list(self._places(blocks[0])))
-        for block in blocks[1:]:
-            self._take_out(block)
+        # found before the new module, which may hold the blocks themselves, is in the model
+        first, *others = [list(self._places(block)) for block in blocks]
+        self._put(names[0], blocks[0], made, first)
+        for places in others:
+            _take_out(places)
         return {**step, "old": [type(block).__name__ for block in blocks], "params": parameter_count(*blocks)}
 
     def _append(self, step: Step) -> Step | None:
@@ -153,7 +155,7 @@ class Surgeon:
             raise self._wrong(f"append needs a Sequential with a child; {name!r} is a {type(container).__name__}")
         blocks, count = list(container.children()), parameter_count(container)
         self._fits(step, [container])
-        made = self._made(step, f"{name}.{next(reversed(container._modules))}", blocks[-1])
+        made = self._made(step, f"{name}.{next(reversed(container._modules))}".lstrip("."), blocks[-1])
         if made is None:
             return None
         adopt([blocks[-1]], made)
@@ -164,8 +166,8 @@ class Surgeon:
             raise self._wrong(f"{name} has a child {child!r} already; give another one as 'child'")
         container._modules[child] = made
         made.__dict__[MARK] = True
-        self.anchors.append((made, list(blocks[-1].parameters())))
-        self.pairs.append((f"{name}.{child}", nn.Identity(), made))
+        self.anchors.append((made, [*blocks[-1].parameters(), *container.parameters()]))
+        self.pairs.append((f"{name}.{child}".lstrip("."), nn.Identity(), made))
         return {
             **step,
             "child": child,
@@ -183,7 +185,7 @@ class Surgeon:
                 raise self._wrong(f"delete takes children of a Sequential or a ModuleList, and {name} is none")
         count = parameter_count(*blocks)
         for block in blocks:
-            self._take_out(block)
+            _take_out(list(self._places(block)))
         return {**step, "old": [type(block).__name__ for block in blocks], "params": count}
 
     def _thin_densenet(self, step: Step) -> Step:
@@ -272,10 +274,6 @@ class Surgeon:
         self.anchors.append((made, list(block.parameters())))
         self.pairs.append((name, block, made))
 
-    def _take_out(self, block: nn.Module) -> None:
-        for parent, key in list(self._places(block)):
-            del parent._modules[key]
-
     def _in_list(self, name: str) -> bool:
         parent = self.root.get_submodule(name.rpartition(".")[0])
         return bool(name) and isinstance(parent, nn.Sequential | nn.ModuleList)
@@ -288,6 +286,11 @@ class Surgeon:
             if places == list(range(places[0], places[0] + len(places))):
                 return
         raise self._wrong(f"merge takes neighbours in one Sequential, and not {names}")
+
+
+def _take_out(places: list[tuple[nn.Module, str]]) -> None:
+    for parent, key in places:
+        del parent._modules[key]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

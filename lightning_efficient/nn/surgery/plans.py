@@ -157,7 +157,7 @@ def _names(
     elif step["op"] == "merge":
         yield step["names"], step["names"][0]
     elif step["op"] == "append":
-        yield [], f"{step['name']}.{step['child']}"
+        yield [], f"{step['name']}.{step['child']}".lstrip(".")
     elif step["op"] == "delete":
         yield from (([name], None) for name in step["names"])
     else:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.nn.surgery._surgeon import Surgeon
 from lightning_efficient.nn.surgery.makers import imported
-from lightning_efficient.nn.surgery.result import Result, finished
+from lightning_efficient.nn.surgery.result import Result, finished, optimizers_of
 from lightning_efficient.nn.surgery.steps import Step
 
 _HERE = "lightning_efficient.nn.surgery"
@@ -34,12 +35,9 @@ class Policy:
         steps: list[Step] = imported(self.path)(model, pretrained=pretrained, **self.fixed, **options)
         return steps
 
-    def options(self) -> list[str] | None:
-        """Return the names of its options; None where it takes any."""
-        names = _keywords(imported(self.path))
-        if names is None and not self.made:
-            return None
-        names = names or _keywords(imported(self.path), named_only=True) or []
+    def options(self) -> list[str]:
+        """Return the names of its options."""
+        names = _keywords(imported(self.path), named_only=True) or []
         for path in self.made:
             names += _keywords(imported(path), named_only=True) or []
         hidden = {"model", "name", "block", "init", "pretrained", "wrap" if "wrap" not in names else "", *self.fixed}
@@ -73,6 +71,7 @@ def perform(
     pretrained: bool = False,
     option: str = "model.surgery",
     copy_blocks: bool = False,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
 ) -> Result:
     """Carry policies out on a model, one after the other, in place; none of them where one cannot be.
 
@@ -83,11 +82,12 @@ def perform(
         pretrained: Whether the weights are trained ones, so that new branches should start without effect.
         option: What the list is called in messages.
         copy_blocks: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
+        optimizer: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
 
     Raises:
         ConfigurationError: an unknown policy or option, or a policy that finds no block.
     """
-    surgeon = Surgeon(model, copy_blocks)
+    surgeon = Surgeon(model, copy_blocks, optimizers_of(optimizer))
     try:
         for index, policy in enumerate(policies):
             _perform(surgeon, policy, pretrained, f"{option}[{index}]")

@@ -14,7 +14,7 @@ from lightning_efficient.nn.surgery._takeover import is_replacement
 from lightning_efficient.nn.surgery.makers import Maker
 from lightning_efficient.nn.surgery.plans import Plan, preview
 from lightning_efficient.nn.surgery.result import VERSION, Result, carry_out, finished, optimizers_of
-from lightning_efficient.nn.surgery.steps import Step, append_step, delete_step, replace_step
+from lightning_efficient.nn.surgery.steps import Step, append_step, check_harmless, delete_step, replace_step
 from lightning_efficient.nn.surgery.where import Condition, matches, where_of
 
 
@@ -83,6 +83,7 @@ def apply(
     *,
     copy_blocks: bool = True,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    trusted: bool = True,
 ) -> Result:
     """Do to a model what a recipe says, in place; all of it, or nothing where it does not fit.
 
@@ -91,6 +92,8 @@ def apply(
         recipe: Of :attr:`Result.recipe` or :func:`~lightning_efficient.nn.surgery.result.recipe_of`, or read from JSON.
         copy_blocks: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
         optimizer: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
+        trusted: Whether functions that the recipe names by their import path may be called. Not so for a recipe out of
+            a file that somebody else made: then only makers of ours are, and layers of torch and timm as options.
 
     Raises:
         ConfigurationError: it is no recipe of this version, or a block has another name, type or size here.
@@ -99,6 +102,8 @@ def apply(
         raise ConfigurationError("recipe must be a mapping with 'version' and 'steps', as Result.recipe gives it")
     if recipe.get("version") != VERSION:
         raise ConfigurationError(f"recipe: version={recipe.get('version')!r} is not {VERSION}, the one that is known")
+    if not trusted:
+        check_harmless(recipe["steps"])
     surgeon = Surgeon(model, copy_blocks, optimizers_of(optimizer))
     try:
         surgeon.carry_out(recipe["steps"], "recipe.steps")

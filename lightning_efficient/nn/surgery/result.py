@@ -138,7 +138,8 @@ def carry_out(
         copy_blocks: Whether makers get copies of the blocks. The originals then keep their weights, and
             :meth:`Result.undo` brings these back; else the blocks themselves go on inside their replacements.
         optimizer: Optimisers that hold the model's parameters. Copies take the place of their originals with the
-            state of these, new parameters join the group of the block before them, and what went is taken out.
+            state of these, new parameters join the group of the block before them, and what went is taken out. Without
+            it, an optimiser that holds parameters of the model is told in a warning; an empty list says there is none.
 
     Raises:
         ConfigurationError: a step that does not fit the model; names the step.
@@ -165,9 +166,11 @@ def finished(surgeon: Surgeon) -> Result:
     return Result(surgeon)
 
 
-def optimizers_of(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
-    """Return optimisers as a list."""
-    return [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+def optimizers_of(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer] | None:
+    """Return optimisers as a list; None stays None."""
+    if optimizer is None:
+        return None
+    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
 
 
 def recipe_of(model: nn.Module) -> dict[str, Any] | None:
@@ -185,7 +188,7 @@ def recipe_of(model: nn.Module) -> dict[str, Any] | None:
 
 def _updated(surgeon: Surgeon) -> list[OptimizerUpdate]:
     before = {id(tensor) for tensor in surgeon.before.values()}
-    if not surgeon.optimizers:
+    if surgeon.optimizers is None:
         if any(tensor.device.type != "meta" for tensor in surgeon.before.values()):
             warn_of_live_optimizers(each for each in surgeon.before.values() if isinstance(each, nn.Parameter))
         return []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
-from lightning_efficient.nn.surgery.makers import Maker, encoded, path_of
+from lightning_efficient.nn.surgery.makers import MAKERS, Maker, encoded, path_of
 
 Step: TypeAlias = dict[str, Any]
 """One step: ``op``, and what that operation takes; see :data:`NEEDED`."""
@@ -22,6 +22,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "thin_densenet": ("keep",),
 }
 """Operations, and the keys that a step of each must have."""
+
+_LAYERS = ("torch.nn.modules.activation:", "timm.layers.activations:", "timm.layers.activations_me:")
 
 FURTHER = ("options", "old", "params", "transplant", "child")
 """Keys that a step may have."""
@@ -103,6 +105,35 @@ def check_written(steps: Iterable[Step]) -> None:
                     f"no recipe: {key}={value['unnamed']} of {step.get('name', step.get('names'))} has no import path; "
                     "use a function of a module in place of a lambda, a local function or an object"
                 )
+
+
+def check_harmless(steps: Any) -> None:
+    """Raise where steps would call or import anything but makers of ours, and layers of torch and timm.
+
+    Raises:
+        ConfigurationError: names the first step that does.
+    """
+    check_steps(steps, "recipe.steps")
+    for index, step in enumerate(steps):
+        names = [step[key] for key in ("make", "transplant") if key in step]
+        foreign = [name for name in names if name not in (*MAKERS, "auto", None)]
+        foreign += [path for path in _imports(step.get("options")) if not path.startswith(_LAYERS)]
+        if foreign:
+            raise ConfigurationError(
+                f"recipe.steps[{index}] names {foreign[0]!r}, which is code of its own; if you trust where it comes "
+                "from, carry it out with surgery.apply(network, recipe) before you load the weights"
+            )
+
+
+def _imports(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if list(value) == ["import"]:
+            yield str(value["import"])
+        for each in value.values():
+            yield from _imports(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _imports(each)
 
 
 def described(step: Step) -> str:

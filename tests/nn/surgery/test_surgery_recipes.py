@@ -167,7 +167,7 @@ def test_pretrained_weights_start_without_the_new_branches() -> None:
 
 
 def test_cut_weights_of_a_dense_network_load_from_the_original() -> None:
-    original = timm.models.densenet.DenseNet(growth_rate=4, block_config=(2, 4), num_init_features=8, num_classes=3)
+    original = timm.models.densenet.DenseNet(growth_rate=4, block_config=(2, 4), num_classes=3)
     model = deepcopy(original)
     result = carry_out(model, [{"op": "thin_densenet", "keep": [1, 3]}, {"op": "thin_densenet", "keep": [1, 2]}])
     expected: dict[str, Tensor] = {key: value.clone() for key, value in model.state_dict().items()}
