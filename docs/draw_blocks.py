@@ -125,10 +125,20 @@ def spatial_interpolation() -> Any:
         axis = figure.add_axes((left / 92, bottom / 44, width / 92, width / 44))
         show(axis, maps[:, channel : channel + 1], "")
         sheet.text(left + width / 2, bottom + width + 0.6, title, ha="center", va="bottom", fontsize=8)
-    sheet.text(40.5, 32.5, "the block's own layers:\nexpand, depthwise,\nproject\n(a quarter of the pixels)", ha="center", va="center", fontsize=7.5,
-               bbox={"boxstyle": "round,pad=0.5", "fc": "#dfe7f5", "ec": "#3f51b5"})  # fmt: skip
-    for start, end in (((17, 24), (25, 31)), ((32, 32.5), (34.6, 32.5)), ((46.4, 32.5), (49, 32.5)), ((56, 32.5), (63, 32.5)),
-                       ((17, 18), (41, 9)), ((76, 30), (81, 27)), ((54, 9), (79, 15)), ((17, 21), (79, 19.5))):  # fmt: skip
+    layers = "the block's own layers:\nexpand, depthwise,\nproject\n(a quarter of the pixels)"
+    frame = {"boxstyle": "round,pad=0.5", "fc": "#dfe7f5", "ec": "#3f51b5"}
+    sheet.text(40.5, 32.5, layers, ha="center", va="center", fontsize=7.5, bbox=frame)
+    arrows = (
+        ((17, 24), (25, 31)),
+        ((32, 32.5), (34.2, 32.5)),
+        ((46.8, 32.5), (49, 32.5)),
+        ((56, 32.5), (63, 32.5)),
+        ((17, 18), (41, 9)),
+        ((76, 30), (81, 27)),
+        ((54, 9), (79, 15)),
+        ((17, 21), (79, 19.5)),
+    )
+    for start, end in arrows:
         sheet.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.35"})
     sheet.text(48, 21.2, "shortcut", fontsize=8, color="0.35")
     return figure

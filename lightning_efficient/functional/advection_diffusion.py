@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional._advection_diffusion import FusedAdvectionDiffusion, Scheme
+from lightning_efficient.functional._advection_diffusion import FusedAdvectionDiffusion
+from lightning_efficient.functional._advection_diffusion_steps import Scheme
 from lightning_efficient.functional._checks import check_choice, check_positive
 from lightning_efficient.functional._precision import at_least_float32
 

@@ -83,4 +83,7 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 
 def test_fragments_are_told_by_their_folder() -> None:
     whole = {name for name, config in shipped().items() if not is_fragment(config.path)}
-    assert whole == {"quickstart", *(name for name in shipped() if name.startswith(("blocks/", "fptt/", "disk/", "selective/")))}
+    assert whole == {
+        "quickstart",
+        *(name for name in shipped() if name.startswith(("blocks/", "fptt/", "disk/", "selective/"))),
+    }

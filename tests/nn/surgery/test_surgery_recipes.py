@@ -72,13 +72,16 @@ def test_a_maker_without_a_name_has_no_recipe() -> None:
     model = nn.Sequential(nn.ReLU())
     result = replace(model, nn.ReLU, lambda name, block: nn.Identity())
     for asked in (lambda: result.recipe, lambda: recipe_of(model)):
-        with pytest.raises(ConfigurationError, match="no recipe: make=.* of 0 has no import path"):
+        with pytest.raises(ConfigurationError, match=r"no recipe: make=.* of 0 has no import path"):
             asked()
 
 
 def test_a_recipe_for_another_architecture_is_refused_and_changes_nothing() -> None:
     recipe = interpolate(small()).recipe
-    for name, message in (("resnet18", "has no module 'blocks.1.1'"), ("mobilenetv3_small_075", "parameters here, and not")):
+    for name, message in (
+        ("resnet18", "has no module 'blocks.1.1'"),
+        ("mobilenetv3_small_075", "parameters here, and not"),
+    ):
         model = timm.create_model(name)
         before = list(model.modules())
         with pytest.raises(ConfigurationError, match=message) as raised:
@@ -112,7 +115,8 @@ def test_policies_are_carried_out_one_after_the_other() -> None:
     model = small()
     result = perform(model, [{"class_path": "Condense", "init_args": {"stages": [2]}}, INTERPOLATED])
     assert list(model.blocks[2]._modules) == ["0"]
-    assert "blocks.1.1" in result.names and "blocks.2.1" not in result.names
+    assert "blocks.1.1" in result.names
+    assert "blocks.2.1" not in result.names
     assert recipe_of(model) == result.recipe
     result.undo()
     assert list(model.state_dict()) == list(small().state_dict())
@@ -126,9 +130,9 @@ def test_a_policy_may_be_a_function_of_the_user(path: str, monkeypatch: pytest.M
     model = small()
     perform(model, [{"class_path": path, "init_args": {"where": "2.2"}}])
     assert list(model.blocks[2]._modules) == ["0", "1"]
-    with pytest.raises(ConfigurationError, match="has no option 'wher'. Did you mean 'where'"):
+    with pytest.raises(ConfigurationError, match=r"has no option 'wher'\. Did you mean 'where'"):
         perform(model, [{"class_path": path, "init_args": {"wher": "2.2"}}])
-    with pytest.raises(ConfigurationError, match="found no block in this MobileNetV3 with.*it takes where"):
+    with pytest.raises(ConfigurationError, match=r"found no block in this MobileNetV3 with.*it takes where"):
         perform(model, [{"class_path": path, "init_args": {"where": "nowhere"}}])
 
 
@@ -154,7 +158,9 @@ def test_a_policy_that_cannot_be_is_told_and_none_is_carried_out(policies: Any, 
     before = list(model.modules())
     with pytest.raises(ConfigurationError, match=message) as raised:
         perform(model, policies)
-    assert "\n" not in str(raised.value) and list(model.modules()) == before and recipe_of(model) is None
+    assert "\n" not in str(raised.value)
+    assert list(model.modules()) == before
+    assert recipe_of(model) is None
 
 
 def test_pretrained_weights_start_without_the_new_branches() -> None:
@@ -171,7 +177,8 @@ def test_cut_weights_of_a_dense_network_load_from_the_original() -> None:
     model = deepcopy(original)
     result = carry_out(model, [{"op": "thin_densenet", "keep": [1, 3]}, {"op": "thin_densenet", "keep": [1, 2]}])
     expected: dict[str, Tensor] = {key: value.clone() for key, value in model.state_dict().items()}
-    assert set(result.key_map) == set(expected) and result.new_keys == []
+    assert set(result.key_map) == set(expected)
+    assert result.new_keys == []
     for value in model.parameters():
         nn.init.constant_(value, 7)
     result.load(original.state_dict())

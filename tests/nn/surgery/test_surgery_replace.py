@@ -49,7 +49,8 @@ def test_blocks_are_replaced_and_told() -> None:
     model = stack()
     old = list(model)
     result = replace(model, nn.Conv2d, wrap)
-    assert result.names == ["0", "1", "2"] and result.model is model
+    assert result.names == ["0", "1", "2"]
+    assert result.model is model
     assert [pair[1] for pair in result.pairs] == old
     assert [pair[2] for pair in result.pairs] == list(model)
     assert result.key_map == {f"{n}.{k}": f"{n}.body.{k}" for n in range(3) for k in ("weight", "bias")}
@@ -64,9 +65,11 @@ def test_undo_brings_modules_and_their_order_back(copy_blocks: bool) -> None:
     with torch.no_grad():
         model[0].body.weight.zero_()
     assert result.undo() is model
-    assert list(model) == modules and list(model._modules) == ["0", "1", "2"]
+    assert list(model) == modules
+    assert list(model._modules) == ["0", "1", "2"]
     assert torch.equal(model[0].weight, before["0.weight"]) is copy_blocks
-    assert recipe_of(model) is None and "_surgery_steps" not in model.__dict__
+    assert recipe_of(model) is None
+    assert "_surgery_steps" not in model.__dict__
 
 
 def test_a_copy_has_the_weights_of_its_block() -> None:
@@ -114,9 +117,11 @@ def test_a_block_is_replaced_once_where_two_parents_share_it() -> None:
     shared = conv()
     model = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(nn.ReLU(), shared)})
     result = replace(model, nn.Conv2d, wrap)
-    assert result.names == ["a.0"] and model["a"][0] is model["b"][1]
+    assert result.names == ["a.0"]
+    assert model["a"][0] is model["b"][1]
     result.undo()
-    assert model["a"][0] is shared and model["b"][1] is shared
+    assert model["a"][0] is shared
+    assert model["b"][1] is shared
 
 
 def test_tied_weights_stay_tied() -> None:
@@ -129,7 +134,8 @@ def test_tied_weights_stay_tied() -> None:
 def test_a_match_of_the_model_itself_gives_a_new_root() -> None:
     model = conv()
     result = replace(model, nn.Conv2d, wrap)
-    assert type(result.model) is Wrapper and result.names == [""]
+    assert type(result.model) is Wrapper
+    assert result.names == [""]
     assert result.key_map == {"weight": "body.weight", "bias": "body.bias"}
     assert recipe_of(result.model) == result.recipe
     assert result.undo() is model
@@ -156,7 +162,9 @@ def test_frozen_norms_inside_a_block_keep_their_mode() -> None:
     model = nn.Sequential(nn.Sequential(conv(), nn.BatchNorm2d(4)))
     model[0][1].eval()
     replace(model, "0", lambda name, block: Wrapper(block))
-    assert model[0].training and model[0].norm.training and not model[0].body[1].training
+    assert model[0].training
+    assert model[0].norm.training
+    assert not model[0].body[1].training
 
 
 @pytest.mark.parametrize("transplant", ["auto", None, lambda old, new: new.weight.fill_(2)])
@@ -172,7 +180,8 @@ def test_weights_go_over_into_a_module_of_another_type(transplant: Any) -> None:
 def test_a_maker_may_leave_blocks_alone() -> None:
     model = stack()
     result = replace(model, nn.Conv2d, lambda name, block: wrap(name, block) if name == "1" else None)
-    assert result.names == ["1"] and type(model[0]) is nn.Conv2d
+    assert result.names == ["1"]
+    assert type(model[0]) is nn.Conv2d
     with pytest.raises(ConfigurationError, match="make returned None for all 2 modules"):
         replace(model, nn.Conv2d, lambda name, block: None)
 
@@ -189,7 +198,9 @@ def test_an_error_in_the_middle_changes_nothing() -> None:
     before = list(model)
     with pytest.raises(RuntimeError, match="no third one"):
         replace(model, nn.Conv2d, make)
-    assert seen == ["0", "1", "2"] and list(model) == before and recipe_of(model) is None
+    assert seen == ["0", "1", "2"]
+    assert list(model) == before
+    assert recipe_of(model) is None
 
 
 def test_a_second_surgery_on_the_same_blocks_is_refused() -> None:
@@ -217,7 +228,8 @@ def test_neighbours_become_one() -> None:
     x = torch.randn(1, 4, 5, 5)
     before = model(x)
     result = carry_out(model, [chained])
-    assert list(model._modules) == ["0", "1"] and torch.equal(model(x), before)
+    assert list(model._modules) == ["0", "1"]
+    assert torch.equal(model(x), before)
     assert result.key_map["2.weight"] == "1.1.weight"
     result.undo()
     assert list(model._modules) == ["0", "1", "2"]
@@ -274,7 +286,8 @@ def test_a_step_that_does_not_fit_is_told_in_one_line(step: Any, message: str) -
     before = list(model)
     with pytest.raises(ConfigurationError, match=message) as raised:
         carry_out(model, [step])
-    assert "\n" not in str(raised.value) and list(model) == before
+    assert "\n" not in str(raised.value)
+    assert list(model) == before
 
 
 def test_where_nothing_is_meant_the_model_says_what_it_has() -> None:
@@ -297,7 +310,8 @@ def test_a_scripted_model_is_refused() -> None:
 def test_of_a_compiled_model_the_inner_one_is_changed() -> None:
     model = stack()
     result = replace(torch.compile(model, backend="eager"), "0", wrap)
-    assert result.names == ["0"] and type(model[0]) is Wrapper
+    assert result.names == ["0"]
+    assert type(model[0]) is Wrapper
     with pytest.raises(ConfigurationError, match="1 is compiled by itself"):
         replace(nn.Sequential(conv(), torch.compile(conv(), backend="eager")), "0", wrap)
 
@@ -311,7 +325,8 @@ def test_weights_of_the_original_load_into_the_changed_model(name: str) -> None:
     steps = [{"op": "replace", "name": f"{stage}.0", "make": lambda name, block: Wrapper(block)}]
     result = carry_out(model, [*steps, {"op": "delete", "names": [f"{stage}.1"]}])
     fresh = result.load(original.state_dict())
-    assert fresh == result.new_keys and all(".extra." in key or ".norm." in key for key in fresh)
+    assert fresh == result.new_keys
+    assert all(".extra." in key or ".norm." in key for key in fresh)
     now = model.state_dict()
     assert all(torch.equal(now[new], original.state_dict()[old]) for old, new in result.key_map.items())
 

@@ -50,7 +50,8 @@ def test_a_condition_finds_the_modules_that_it_means(small: nn.Module, where: An
 
 def test_the_opposite_of_a_condition_means_what_it_does_not(small: nn.Module) -> None:
     others = names(small, stage(2) & ~is_residual)
-    assert others[0] == "blocks.2.0" and "blocks.2.1" not in others
+    assert others[0] == "blocks.2.0"
+    assert "blocks.2.1" not in others
     assert "blocks.2.1.conv_pw" in others  # a convolution is no residual block
 
 
