@@ -1,7 +1,8 @@
 """The Global layer on the CPU: as released, with its coefficients taken out of the loop, and fused, side by side.
 
 Eight samples of 64 channels and 32x32 pixels, float32, one thread, all in one process and in turns, with an allocator
-that keeps its memory. The layer is whole: depthwise convolutions, batch norms, steps, batch norm. Yardsticks are a
+that keeps its memory. Times are those of the process on the processor, so that others who use the machine count as
+little as they can. The layer is whole: depthwise convolutions, batch norms, steps, batch norm. Yardsticks are a
 depthwise 3x3 convolution with batch norm and ReLU, and timm's ``BasicBlock``. Memory is what autograd keeps for the
 backward pass, without parameters, in maps of the input's size. Writes ``results/global_layer.json``.
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping
+from time import process_time
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ DEPTHWISE, BASIC = "depthwise 3x3", "BasicBlock"
 
 
 class Variant(nn.Module):
-    """The released layer's parameters, with another way from the convolutions to the output.
+    """The released layer's parameters, with another way to the output.
 
     Args:
         released: Whose parameters these are.
@@ -45,14 +47,23 @@ class Variant(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         layer = self.released
-        raw = [convolution(f) for convolution in layer.convolutions.values()]
+        convolutions = [*layer.convolutions.values()]
         numbers = None if layer.diffusion is None else (layer.diffusion, layer.diffusion)
         if self.solver is None:
             norms = [*layer.norms.values(), layer.norm]
             return fused_global_layer(
-                f, raw, norms, diffusion=numbers, source=f, previous=f, steps=layer.steps, dt=layer.dt, spacing=(1, 1)
+                f,
+                [f] * len(convolutions),
+                norms,
+                convolutions=convolutions,
+                diffusion=numbers,
+                source=f,
+                previous=f,
+                steps=layer.steps,
+                dt=layer.dt,
+                spacing=(1, 1),
             )
-        maps = [torch.relu(norm(each)) for norm, each in zip(layer.norms.values(), raw, strict=True)]
+        maps = [torch.relu(norm(of(f))) for norm, of in zip(layer.norms.values(), convolutions, strict=True)]
         diffusion = numbers or (maps[2], maps[3])
         state = advection_diffusion(
             f, (maps[0], maps[1]), diffusion, source=f, steps=layer.steps, dt=layer.dt, solver=self.solver
@@ -142,8 +153,10 @@ def study(
     layers = make_layers(shape[1], steps, diffusion, compiled)
     difference = largest_difference(layers, inputs)
     times = {
-        "forward": paired({name: forward(layer, inputs) for name, layer in layers.items()}, rounds, warmup=2),
-        "both": paired({name: step(layer, inputs, gradient) for name, layer in layers.items()}, rounds, warmup=2),
+        "forward": paired({name: forward(layer, inputs) for name, layer in layers.items()}, rounds, 2, process_time),
+        "both": paired(
+            {name: step(layer, inputs, gradient) for name, layer in layers.items()}, rounds, 2, process_time
+        ),
     }
     kept = {name: kept_maps(layer, inputs) for name, layer in layers.items()}
     return {

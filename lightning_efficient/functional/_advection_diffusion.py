@@ -100,13 +100,14 @@ class _Solver:
 
     def run(self, maps: Sequence[Any], samples: slice, target: Tensor) -> Block:
         """Run all steps of some samples into ``target``."""
-        initial, previous, source, *rest = (None if each is None else each[samples].contiguous() for each in maps)
+        cut: list[Any] = [None if each is None else each[samples].contiguous() for each in maps]
+        initial, previous, source, *rest = cut
         shape = initial.shape
         if shape not in self.made:
             self.made[shape] = Block(shape, self.scheme, self.like, self.numbers, backward=self.backward)
         work = self.made[shape]
         for buffer, given, rate in zip(work.maps, rest, self.scheme.rates(), strict=True):
-            if given is not None:
+            if isinstance(buffer, Tensor):
                 torch.mul(given.to(initial.dtype), rate, out=buffer)
         work.prepare()
         work.run(initial, previous, source, target)

@@ -15,14 +15,14 @@ the pixels at the edges, which it leaves out, are added for themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Elements of a block, and of each of its some twenty buffers, for every thread."""
 BLOCK_ELSEWHERE = 1 << 22
 """The same on a GPU, where few calls count for more than caches do."""
@@ -58,7 +58,7 @@ class BlockGradients(NamedTuple):
 def blocks(like: Tensor, dim: int, elements: int) -> Iterator[slice]:
     """Cut a dimension into blocks of at most so many elements of the map, but of one entry at least."""
     length = max(1, elements * like.shape[dim] // max(1, like.numel()))
-    for start in range(0, like.shape[dim], length):
+    for start in range(0, like.shape[dim] if like.numel() else 0, length):
         yield slice(start, min(start + length, like.shape[dim]))
 
 
@@ -76,24 +76,26 @@ class Padded:
     Args:
         shape: ``(N, C, H, W)``.
         spacing: Distance of the neighbours, less than height and width.
-        like: A tensor of the same dtype and device.
+        take: Gives memory of so many elements.
     """
 
-    def __init__(self, shape: torch.Size, spacing: tuple[int, int], like: Tensor) -> None:
+    def __init__(self, shape: torch.Size, spacing: tuple[int, int], take: Callable[[int], Tensor]) -> None:
         (samples, channels, height, width), (dx, dy) = shape, spacing
         halo = max(dx, 1)
         plane, start = (height + 2 * halo) * width, halo * width
-        memory = like.new_zeros(samples * channels * plane)
+        memory = take(samples * channels * plane)
 
         def view(offset: int, rows: int = height) -> Tensor:
             size, stride = (samples, channels, rows, width), (channels * plane, plane, width, 1)
-            return memory.as_strided(size, stride, start + offset)
+            return memory.as_strided(size, stride, memory.storage_offset() + start + offset)
 
         self.here, self.north, self.south = view(0), view(-dx * width), view(dx * width)
         self.west, self.east = view(-dy), view(dy)
         above = view(-dx * width, dx), view((height - dx) * width, dx)
         below = view(height * width, dx), view(0, dx)
         self._halo = (above, below) if dx else ()
+        for rows in (view(-start, halo), view(height * width, halo)):
+            rows.zero_()  # some are read, and multiplied by 0
 
     def close(self) -> None:
         """Copy the rows at the border to behind the opposite one."""
@@ -125,6 +127,8 @@ class Block:
         backward: bool,
     ) -> None:
         self.shape, self.scheme, self.like = shape, scheme, like
+        self.one = like.new_ones(())
+        self.memory: list[Tensor] = []
         self.spacing = scheme.spacing[0] % shape[ROWS], scheme.spacing[1] % shape[COLUMNS]
         self.drift = self.padded()
         self.slip, self.here, self.north, self.south, self.west, self.east, self.spare = (self.new() for _ in range(7))
@@ -140,18 +144,25 @@ class Block:
         self.states = [self.padded() for _ in range(scheme.steps if backward else min(scheme.steps, 2))]
         dy = self.spacing[1]
         self.first, self.last = (..., slice(None, dy)), (..., slice(shape[COLUMNS] - dy, None))
-        self.west_edge, self.east_edge = self.new()[self.first].contiguous(), self.new()[self.first].contiguous()
+        self.west_edge, self.east_edge = (like.new_empty(self.spare[self.first].shape) for _ in range(2))
         if backward:
             self.of_here, *self.of = self.padded(), *(self.new() for _ in range(9))
             self.of_edges = self.west_edge.clone(), self.west_edge.clone()
 
     def new(self) -> Tensor:
         """Return a buffer of the block's shape."""
-        return self.like.new_empty(self.shape)
+        return self.take(self.shape.numel()).view(self.shape)
 
     def padded(self) -> Padded:
         """Return a buffer with views of its neighbours."""
-        return Padded(self.shape, self.spacing, self.like)
+        return Padded(self.shape, self.spacing, self.take)
+
+    def take(self, count: int) -> Tensor:
+        """Return memory of so many elements, in few large pieces: the system would get small ones back each time."""
+        if not self.memory or len(self.memory[-1]) < count:
+            self.memory.append(self.like.new_empty(max(16 * self.shape.numel(), count)))
+        taken, self.memory[-1] = self.memory[-1][:count], self.memory[-1][count:]
+        return taken
 
     def prepare(self) -> None:
         """Compute what multiplies the two states and the neighbours in every step."""
@@ -159,7 +170,7 @@ class Block:
         if isinstance(self.scale, Tensor) and isinstance(self.before, Tensor):
             first, second = (along, across) if isinstance(along, Tensor) else (across, along)
             torch.add(first, second, out=self.scale)
-            torch.mul(self.scale, -1, out=self.before).add_(1)
+            torch.sub(self.one, self.scale, out=self.before)
             self.scale.add_(1).reciprocal_()
         self.drift.close()
         torch.sub(self.drift.south, self.drift.north, out=self.here)
@@ -250,8 +261,8 @@ class Block:
         if self.spacing[1]:
             west[self.first].copy_(self.of_edges[0])
             east[self.last].copy_(self.of_edges[1])
-        of_along = torch.add(north, south, out=spare).sub_(levels) if isinstance(self.along, Tensor) else None
-        of_across = levels.neg_().add_(west).add_(east) if isinstance(self.across, Tensor) else None
+        of_along = torch.sub(north, levels, out=spare).add_(south) if isinstance(self.along, Tensor) else None
+        of_across = torch.sub(west, levels, out=levels).add_(east) if isinstance(self.across, Tensor) else None
         self.of_here.close()
         drift, slip, here = south.sub_(north), east.sub_(west), self.of_here
         drift.add_(here.north).sub_(here.south)

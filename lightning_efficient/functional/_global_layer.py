@@ -1,53 +1,26 @@
-"""A whole ``GlobalLayer`` after its convolutions as one autograd function.
+"""A whole ``GlobalLayer`` as one autograd function.
 
-From the outputs of the convolutions it goes through batch norm and ReLU to the coefficients, through the steps to the
-last state, and through batch norm and ReLU to the output. Kept for the backward pass are the outputs of the
-convolutions, the initial state, the source and the last state; all else is computed again, some channels at a time.
+Its convolutions, where they are depthwise and plain, batch norm and ReLU to the coefficients, the steps to the last
+state, and batch norm and ReLU to the output. Kept for the backward pass are the outputs of the convolutions, the
+initial state, the source and the last state; all else is computed again, some channels at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_efficient.functional._advection_diffusion import (
-    BLOCK,
-    BlockGradients,
-    Scheme,
-    adjoint,
-    coefficients,
-    evolve,
-    refuse_second_derivatives,
-)
+from lightning_efficient.functional._advection_diffusion import refuse_second_derivatives
+from lightning_efficient.functional._advection_diffusion_steps import BlockGradients, Scheme, block_elements, blocks
+from lightning_efficient.functional._global_layer_block import LayerBlock, Norm, Norms, Setup, mask
 from lightning_efficient.functional.advection_diffusion import is_transformed
 
-
-class Norm(NamedTuple):
-    """What a batch norm does in this call.
-
-    Attributes:
-        weight: ``(C,)``.
-        bias: ``(C,)``.
-        running_mean: ``(C,)``, float32 or wider; None where it keeps none.
-        running_var: ``(C,)``.
-        batch: Whether it uses the statistics of this batch.
-        update: Whether the running statistics take the batch's in.
-        momentum: Their share in that.
-        eps: Added to the variance.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    batch: bool
-    update: bool
-    momentum: float
-    eps: float
+CONVOLUTION_BLOCKS = 4
+"""Blocks that share a call of their convolutions, which take a while to begin."""
 
 
 def can_fuse(
@@ -97,11 +70,28 @@ def use_norm(norm: nn.BatchNorm2d) -> Norm:
     return Norm(norm.weight, norm.bias, mean, var, batch, update and mean is not None, momentum or 0.0, norm.eps)
 
 
+def can_convolve(convolution: nn.Module, seen: Tensor) -> bool:
+    """Say whether a convolution can be a part of the function: depthwise, keeping the shape, and without hooks."""
+    if type(convolution) is not nn.Conv2d or _hooked(convolution) or torch.is_autocast_enabled(seen.device.type):
+        return False
+    size, channels = convolution.kernel_size[0], convolution.in_channels
+    return (
+        convolution.groups == convolution.out_channels == channels == seen.shape[1]
+        and convolution.kernel_size == (size, size)
+        and size % 2 == 1
+        and convolution.padding in ((size // 2, size // 2), "same")
+        and convolution.padding_mode == "zeros"
+        and convolution.stride == convolution.dilation == (1, 1)
+        and convolution.weight.dtype == seen.dtype
+    )
+
+
 def fused_global_layer(
     initial: Tensor,
-    raw: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     norms: Sequence[nn.BatchNorm2d],
     *,
+    convolutions: Sequence[nn.Module] | None = None,
     diffusion: tuple[float, float] | None = None,
     source: Tensor | None,
     previous: Tensor,
@@ -113,9 +103,12 @@ def fused_global_layer(
 
     Args:
         initial: ``(N, C, H, W)``, float32 or float64.
-        raw: Outputs of the convolutions for ``u``, ``v`` and, unless ``diffusion`` is given, ``Dx`` and ``Dy``, of the
-            same shape; half precision is computed with in the precision of ``initial``.
-        norms: Batch norms of ``raw`` in its order, then that of the output. Their running statistics are updated.
+        inputs: What ``convolutions`` look at for ``u``, ``v`` and, unless ``diffusion`` is given, ``Dx`` and ``Dy``, or
+            their outputs, of the same shape; half precision is computed with in the precision of ``initial``.
+        norms: Batch norms of the convolutions' outputs in their order, then that of the output. Their running
+            statistics are updated.
+        convolutions: Of any kind; depthwise ones that look at a state are computed a block at a time. None where
+            ``inputs`` are their outputs already.
         diffusion: ``(Dx, Dy)`` where they are numbers.
         source: As in ``advection_diffusion``, of the dtype of ``initial``.
         previous: As in ``advection_diffusion``, of the dtype of ``initial``.
@@ -126,202 +119,219 @@ def fused_global_layer(
     Returns:
         The layer's output ``(N, C, H, W)`` in the dtype of ``initial``.
     """
-    used = [use_norm(norm) for norm in norms]
     # a tensor that plays two parts is given once, so that its gradients are added where they are computed
     role_of_source = None if source is None else "initial" if source is initial else "source"
     role_of_previous = "initial" if previous is initial else "source" if previous is source else "previous"
-    setup = _Setup(Scheme(steps, dt, spacing), diffusion, used, role_of_previous, role_of_source)
-    own_source = source if role_of_source == "source" else None
-    own_previous = previous if role_of_previous == "previous" else None
+    states = {
+        "initial": initial,
+        "previous": previous if role_of_previous == "previous" else None,
+        "source": source if role_of_source == "source" else None,
+    }
+    seen: list[str] | None = None
+    given: list[Tensor | None] = [*inputs]
+    if convolutions is not None:
+        roles = {id(each): name for name, each in states.items() if each is not None}
+        pairs = [*zip(convolutions, inputs, strict=True)]
+        if all(id(each) in roles and can_convolve(module, each) for module, each in pairs):
+            seen = [roles[id(each)] for each in inputs]
+            given = [each for module in convolutions for each in (module.weight, module.bias)]  # type: ignore[misc]
+        else:
+            given = [module(each) for module, each in pairs]
+    used = [use_norm(norm) for norm in norms]
+    setup = Setup(Scheme(steps, dt, spacing), diffusion, used, role_of_previous, role_of_source, seen)
     affine = [tensor for norm in used for tensor in (norm.weight, norm.bias)]
-    return FusedGlobalLayer.apply(setup, initial, own_previous, own_source, *raw, *affine)
+    return FusedGlobalLayer.apply(setup, *states.values(), *given, *affine)
 
 
-_PLACES = {"initial": 1, "previous": 2, "source": 3}
-
-
-class _Setup(NamedTuple):
-    """What is no tensor; ``previous`` and ``source`` name the argument that plays this part, None for no source."""
-
-    scheme: Scheme
-    diffusion: tuple[float, float] | None
-    norms: Sequence[Norm]
-    previous: str
-    source: str | None
-
-    @property
-    def maps(self) -> int:
-        return len(self.norms) - 1
+NAMES = ("initial", "previous", "source")
+States = Mapping[str, Tensor]
 
 
 class FusedGlobalLayer(torch.autograd.Function):
-    """Arguments: setup, initial, previous, source, the raw maps, and weight and bias of every norm in turn."""
+    """Arguments: setup, initial, previous, source, what convolutions have or the raw maps, what norms have.
+
+    Channels are cut into parts for the convolutions, whose outputs stay as they are, and parts into blocks.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, setup: _Setup, initial: Tensor, previous: Tensor | None, source: Tensor | None, *rest: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, setup: Setup, *tensors: Any) -> Tensor:
         """Return the output; see :func:`fused_global_layer`."""
-        count = setup.maps
-        states = {"initial": initial, "previous": previous, "source": source}
-        output, final = torch.empty_like(initial), torch.empty_like(initial)
-        moments = [_given_moments(norm, initial) for norm in setup.norms]
-        for channels in _channel_blocks(initial):
-            block = _Block(setup, states, rest, moments, channels)
-            block.measure(range(count))
-            for state in block.steps(setup.scheme):
-                last = state
-            final[:, channels] = last
-            block.raw.append(last)
-            block.measure([count])
-            output[:, channels] = block.normalised(count).relu_()
-        for norm, found in zip(setup.norms, moments, strict=True):
-            _update(norm, found, initial.numel() // initial.shape[1])
-        ctx.save_for_backward(
-            *states.values(), *rest[:count], final, *rest[count:], *(each for pair in moments for each in pair)
-        )
-        ctx.setup = setup
+        affine_from = len(tensors) - 2 * len(setup.norms)
+        states = {name: each for name, each in zip(NAMES, tensors, strict=False) if each is not None}
+        given, affine = tensors[3:affine_from], tensors[affine_from:]
+        initial, output = states["initial"], torch.empty_like(states["initial"])
+        norms = Norms(setup, affine, *_given_moments(setup, initial))
+        work = _Blocks(setup, initial, backward=False)
+        kept = []
+        for part in work.parts:
+            raw, final = _convolve(setup, states, given, part), initial.new_empty(initial[:, part].shape)
+            spare = torch.empty_like(final)
+            for index, values in enumerate(raw):
+                norms.measure(index, values, part, spare)
+            for channels, local in work.of(part):
+                cut = _cut(states, channels)
+                block = work.block(cut["initial"].shape)
+                block.forward(cut, [each[:, local] for each in raw], norms, channels, final[:, local])
+            norms.measure(setup.maps, final, part, spare)
+            torch.clamp_min(norms.normalise(setup.maps, final, part, spare), 0, out=output[:, part])
+            kept += [*(raw if setup.seen else []), final]
+        for norm, mean, var in zip(setup.norms, norms.mean, norms.var, strict=True):
+            _update(norm, mean, var, initial.numel() // initial.shape[1])
+        ctx.save_for_backward(*tensors, norms.mean, norms.var, *kept)
+        ctx.setup, ctx.given = setup, len(tensors)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Go back through everything, some channels at a time."""
         refuse_second_derivatives()
-        setup: _Setup = ctx.setup
-        saved, needs, count = ctx.saved_tensors, ctx.needs_input_grad, setup.maps
-        states = dict(zip(("initial", "previous", "source"), saved, strict=False))
-        rest = saved[3 : 3 * count + 6]  # raw maps, last state, affine
-        flat = saved[3 * count + 6 :]
-        moments = [(flat[index], flat[index + 1]) for index in range(0, len(flat), 2)]
-        grads = [
-            torch.empty_like(each) if need else None
-            for each, need in zip((*saved[:3], *saved[3 : 3 + count]), needs[1:], strict=False)
+        setup: Setup = ctx.setup
+        saved, needs, count = ctx.saved_tensors, ctx.needs_input_grad[1:], setup.maps
+        tensors, (mean, var, *kept) = saved[: ctx.given], saved[ctx.given :]
+        affine_from = ctx.given - 2 * len(setup.norms)
+        states = {name: each for name, each in zip(NAMES, tensors, strict=False) if each is not None}
+        given = tensors[3:affine_from]
+        grads = [torch.empty_like(each) if need else None for each, need in zip(tensors, needs, strict=True)]
+        of_states, of_given = dict(zip(NAMES, grads, strict=False)), grads[3:affine_from]
+        of_affine = [torch.empty_like(each) for each in tensors[affine_from:]]
+        norms = Norms(setup, tensors[affine_from:], mean, var)
+        work = _Blocks(setup, states["initial"], backward=True)
+        of_source = bool(setup.source and of_states[setup.source] is not None)
+        for part in work.parts:
+            if setup.seen:
+                raw, kept = kept[:count], kept[count:]
+            else:
+                raw = _convolve(setup, states, given, part)
+            final, *kept = kept
+            of_output = norms.normalise(count, final, part, torch.empty_like(final))
+            mask(gradient[:, part], of_output, of_output)
+            of_final = norms.backward(count, of_output, final, part, of_affine)
+            of_norms = [torch.empty_like(each, dtype=mean.dtype) for each in raw]
+            for channels, local in work.of(part):
+                cut = _cut(states, channels)
+                received = work.block(cut["initial"].shape).backward(
+                    cut,
+                    [each[:, local] for each in raw],
+                    norms,
+                    channels,
+                    final[:, local],
+                    of_final[:, local],
+                    [each[:, local] for each in of_norms],
+                    source=of_source,
+                )
+                _share_out(setup, received, of_states, channels)
+            seen = _seen(setup, states, part)
+            for index, values in enumerate(raw):
+                of_raw = norms.backward(index, of_norms[index], values, part, of_affine)
+                _convolve_backward(setup, index, seen, given, part, of_raw, of_states, of_given)
+        grads[affine_from:] = [
+            each if need else None for each, need in zip(of_affine, needs[affine_from:], strict=True)
         ]
-        of_states = dict(zip(states, grads, strict=False))
-        of_affine = [torch.empty_like(each) for each in rest[count + 1 :]]
-        learned, of_source = setup.diffusion is None, bool(setup.source and needs[_PLACES[setup.source]])
-        earlier = setup.scheme._replace(steps=setup.scheme.steps - 1)
-        for channels in _channel_blocks(states["initial"]):
-            block = _Block(setup, states, rest, moments, channels)
-            of_output = block.normalised(count).relu_().sign_().mul_(gradient[:, channels])
-            of_final = block.norm_backward(count, of_output, of_affine)
-            before = [block.state(setup.previous), block.state("initial"), *block.steps(earlier), block.raw[count]]
-            received = adjoint(
-                block.factors, before, of_final, setup.scheme, along=learned, across=learned, source=of_source
-            )
-            _share_out(setup, received, of_states, channels)
-            for index, grad in enumerate(received[:count]):
-                assert grad is not None
-                of_raw = block.norm_backward(index, grad.mul_(block.maps[index].sign_()), of_affine)
-                if (target := grads[3 + index]) is not None:
-                    target[:, channels] = of_raw
-        return None, *grads, *(each if need else None for each, need in zip(of_affine, needs[4 + count :], strict=True))
+        return None, *grads
 
 
-class _Block:
-    """Some channels of all samples, contiguous in memory: few kernel calls on maps that stay in the cache.
+class _Blocks:
+    """How the channels are cut, and the buffers for it."""
 
-    Args:
-        setup: What is no tensor.
-        states: Initial and previous state and source of all channels.
-        tensors: Raw maps, in the backward pass the last state after them, then weight and bias of each norm.
-        moments: Mean and biased variance of each norm, for all channels.
-        channels: Which these are.
-    """
+    def __init__(self, setup: Setup, initial: Tensor, *, backward: bool) -> None:
+        self.setup, self.initial, self.backward = setup, initial, backward
+        self.elements = block_elements(initial)
+        self.parts = [*blocks(initial, 1, CONVOLUTION_BLOCKS * self.elements)]
+        self.made: dict[torch.Size, LayerBlock] = {}
 
-    def __init__(
-        self,
-        setup: _Setup,
-        states: Mapping[str, Tensor | None],
-        tensors: Sequence[Tensor],
-        moments: Sequence[tuple[Tensor, Tensor]],
-        channels: slice,
-    ) -> None:
-        self.setup, self.states, self.channels = setup, states, channels
-        first = states["initial"]
-        assert first is not None
-        split = len(tensors) - 2 * len(setup.norms)
-        self.raw = [each[:, channels].to(first.dtype).contiguous() for each in tensors[:split]]
-        self.moments = [(mean[channels], var[channels]) for mean, var in moments]
-        rates = (*setup.scheme.rates()[: setup.maps], 1.0)
-        affine = [each[channels] for each in tensors[split:]]
-        # the rates go into the norms' weights, as ReLU lets them
-        self.rates = rates
-        self.weights = [each * rate for each, rate in zip(affine[::2], rates, strict=True)]
-        self.biases = [each * rate for each, rate in zip(affine[1::2], rates, strict=True)]
+    def of(self, part: slice) -> list[tuple[slice, slice]]:
+        """Return the blocks of a part: their channels, and the same counted from the part's first."""
+        return [
+            (slice(part.start + local.start, part.start + local.stop), local)
+            for local in blocks(self.initial[:, part], 1, self.elements)
+        ]
 
-    def state(self, name: str) -> Tensor:
-        """Return these channels of a state."""
-        found = self.states[name]
-        assert found is not None
-        return found[:, self.channels]
-
-    def measure(self, which: Iterable[int]) -> None:
-        """Write mean and biased variance of this batch into the moments of the norms that go by the batch."""
-        for index in which:
-            if self.setup.norms[index].batch:
-                (mean, var), values = self.moments[index], self.raw[index]
-                # own sums are several times as fast on CPUs as torch.batch_norm_update_stats and torch.var_mean
-                count = values.numel() // values.shape[1]
-                torch.sum(values, (0, 2, 3), out=mean).div_(count)
-                centred = values - mean[:, None, None]
-                torch.sum(centred.mul_(centred), (0, 2, 3), out=var).div_(count)
-
-    def normalised(self, index: int) -> Tensor:
-        """Return the output of a norm, times its rate."""
-        (mean, var), eps = self.moments[index], self.setup.norms[index].eps
-        return F.batch_norm(self.raw[index], mean, var, self.weights[index], self.biases[index], False, 0.0, eps)
-
-    def steps(self, scheme: Scheme) -> Iterator[Tensor]:
-        """Yield the states after each step; ``maps`` and ``factors`` are there from then on."""
-        self.maps = [self.normalised(index).relu_() for index in range(self.setup.maps)]
-        drift, slip, *rest = self.maps
-        diffusion: list[Any] = list(rest)
-        if self.setup.diffusion is not None:
-            rates = scheme.rates()[2:]
-            diffusion = [value * rate for value, rate in zip(self.setup.diffusion, rates, strict=True)]
-        self.factors = coefficients(drift, slip, diffusion[0], diffusion[1], scheme.spacing)
-        source = None if self.setup.source is None else self.state(self.setup.source)
-        yield from evolve(self.factors, self.state("initial"), self.state(self.setup.previous), source, scheme)
-
-    def norm_backward(self, index: int, gradient: Tensor, of_affine: Sequence[Tensor]) -> Tensor:
-        """Turn the gradient of a norm's output, in place, into that of its input; write those of weight and bias."""
-        (mean, var), norm = self.moments[index], self.setup.norms[index]
-        inverse = torch.rsqrt(var + norm.eps)
-        centred = self.raw[index] - mean[:, None, None]
-        # own sums are about twice as fast on CPUs as native_batch_norm_backward
-        of_bias = gradient.sum((0, 2, 3))
-        of_weight = torch.mul(gradient, centred).sum((0, 2, 3)).mul_(inverse)
-        for place, grad in ((2 * index, of_weight), (2 * index + 1, of_bias)):
-            torch.mul(grad, self.rates[index], out=of_affine[place][self.channels])
-        if norm.batch:
-            count = gradient.numel() // gradient.shape[1]
-            gradient.addcmul_(centred, (of_weight * inverse / -count)[:, None, None])
-            gradient.sub_((of_bias / count)[:, None, None])
-        return gradient.mul_((self.weights[index] * inverse)[:, None, None])
+    def block(self, shape: torch.Size) -> LayerBlock:
+        """Return buffers for blocks of this shape."""
+        if shape not in self.made:
+            self.made[shape] = LayerBlock(self.setup, shape, self.initial, backward=self.backward)
+        return self.made[shape]
 
 
-def _channel_blocks(like: Tensor) -> Iterator[slice]:
-    width = max(1, BLOCK // max(1, like[:, :1].numel()))
-    for start in range(0, like.shape[1], width):
-        yield slice(start, start + width)
+def _cut(states: States, channels: slice) -> dict[str, Tensor]:
+    """Return some channels of all states, each dense in memory, whatever the layout of the whole."""
+    parts = {name: each[:, channels] for name, each in states.items()}
+    return {
+        name: part if part.stride()[2:] == (part.shape[3], 1) else part.contiguous() for name, part in parts.items()
+    }
 
 
-def _given_moments(norm: Norm, like: Tensor) -> tuple[Tensor, Tensor]:
+def _convolve(setup: Setup, states: States, given: Sequence[Any], part: slice) -> list[Tensor]:
+    """Return a part of the raw maps."""
+    if setup.seen is None:
+        return [each[:, part].to(states["initial"].dtype).contiguous() for each in given]
+    width, seen = part.stop - part.start, _seen(setup, states, part)
+    return [
+        F.conv2d(
+            seen[name], weight[part], None if bias is None else bias[part], padding=weight.shape[-1] // 2, groups=width
+        )
+        for name, weight, bias in zip(setup.seen, given[::2], given[1::2], strict=True)
+    ]
+
+
+def _seen(setup: Setup, states: States, part: slice) -> dict[str, Tensor]:
+    return {name: states[name][:, part].contiguous() for name in set(setup.seen or ())}
+
+
+def _convolve_backward(
+    setup: Setup,
+    index: int,
+    seen: States,
+    given: Sequence[Any],
+    part: slice,
+    of_raw: Tensor,
+    of_states: Mapping[str, Tensor | None],
+    of_given: Sequence[Tensor | None],
+) -> None:
+    """Write the gradients of a part of one raw map, or of its convolution's weights, and add those of what it sees."""
+    if setup.seen is None:
+        if (of_map := of_given[index]) is not None:
+            of_map[:, part] = of_raw
+        return
+    width, of_state = part.stop - part.start, of_states[setup.seen[index]]
+    of_weight, of_bias = of_given[2 * index : 2 * index + 2]
+    found = torch.ops.aten.convolution_backward(
+        of_raw,
+        seen[setup.seen[index]],
+        given[2 * index][part],
+        None if of_bias is None else [width],
+        [1, 1],
+        [given[2 * index].shape[-1] // 2] * 2,
+        [1, 1],
+        False,
+        [0, 0],
+        width,
+        [each is not None for each in (of_state, of_weight, of_bias)],
+    )
+    if of_state is not None:
+        of_state[:, part].add_(found[0])
+    for target, value in ((of_weight, found[1]), (of_bias, found[2])):
+        if target is not None:
+            target[part] = value
+
+
+def _given_moments(setup: Setup, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the running statistics, or room for those of the batch."""
-    if norm.batch or norm.running_mean is None or norm.running_var is None:
-        return like.new_empty(like.shape[1]), like.new_empty(like.shape[1])
-    return norm.running_mean, norm.running_var
+    room = like.new_empty(like.shape[1])
+    pairs = [
+        (room, room) if norm.batch or norm.running_mean is None else (norm.running_mean, norm.running_var)
+        for norm in setup.norms
+    ]
+    return torch.stack([mean for mean, _ in pairs]), torch.stack([var for _, var in pairs])  # type: ignore[misc]
 
 
-def _update(norm: Norm, moments: tuple[Tensor, Tensor], count: int) -> None:
+def _update(norm: Norm, mean: Tensor, var: Tensor, count: int) -> None:
     if norm.update and norm.running_mean is not None and norm.running_var is not None:
-        mean, var = moments
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(var * (count / (count - 1)), norm.momentum)
 
 
-def _share_out(setup: _Setup, received: BlockGradients, grads: dict[str, Tensor | None], channels: slice) -> None:
+def _share_out(setup: Setup, received: BlockGradients, grads: Mapping[str, Tensor | None], channels: slice) -> None:
     """Add up what a tensor receives in each of its parts."""
     totals = {"initial": received.initial}
     for name, value in ((setup.previous, received.previous), (setup.source, received.source)):

@@ -181,14 +181,15 @@ class GlobalLayer(nn.Module):
 
     def _fused(self, initial: Tensor, source: Tensor) -> Tensor:
         seen = source if self.velocity_from == "source" else initial
-        inputs = (seen, seen, initial, initial)
+        inputs = [seen, seen, initial, initial]
         coefficients = self._coefficients()
         alike, initial = source is initial, at_least_float32(initial)
         source = initial if alike else source.to(initial.dtype)
         return fused_global_layer(
             initial,
-            [each.conv(given) for each, given in zip(coefficients, inputs, strict=False)],
+            inputs[: len(coefficients)],
             [*(each.norm for each in coefficients), self.norm],
+            convolutions=[each.conv for each in coefficients],
             diffusion=self.diffusion,
             source=source if self.source else None,
             previous=source if self.previous == "source" else initial,

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional import _advection_diffusion, _global_layer
-from lightning_efficient.functional._global_layer import can_fuse, fused_global_layer
+from lightning_efficient.functional import _advection_diffusion_steps
 from lightning_efficient.functional.advection_diffusion import advection_diffusion, is_transformed
 
 SHAPE = (3, 2, 5, 4)
@@ -102,7 +99,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     h, u, v, a, b, f, _ = inputs = drawn()
     whole = advection_diffusion(h, (u, v), (a, b), source=f, steps=2)
-    monkeypatch.setattr(_advection_diffusion, "BLOCK", 1)
+    monkeypatch.setattr(_advection_diffusion_steps, "BLOCK", 1)
     cut = advection_diffusion(h, (u, v), (a, b), source=f, steps=2)
     assert_same(cut, whole)
     assert_same(gradients(cut, inputs[:6]), gradients(whole, inputs[:6]))
@@ -215,128 +212,3 @@ def test_what_cannot_be_is_refused_in_one_line(change: dict[str, Any], message: 
     arguments = {"diffusion": (a, b), **change}
     with pytest.raises(ConfigurationError, match=message):
         advection_diffusion(h, (u, v), **arguments)
-
-
-# --- the whole layer after its convolutions
-
-
-def layer_parts(learned: bool = True, momentum: float | None = 0.1) -> tuple[nn.ModuleList, list[Tensor]]:
-    """Batch norms far from their start, and initial state, source, raw maps."""
-    torch.manual_seed(0)
-    count = 4 if learned else 2
-    norms = nn.ModuleList(nn.BatchNorm2d(2, 2.0 if i < count else 1e-5, momentum) for i in range(count + 1)).double()
-    for norm in norms:
-        for tensor in (norm.weight, norm.bias, norm.running_mean):
-            nn.init.normal_(tensor)
-        nn.init.uniform_(norm.running_var, 0.5, 2.0)
-    return norms, [torch.randn(SHAPE, dtype=torch.float64, requires_grad=True) for _ in range(count + 3)]
-
-
-def unfused(initial: Tensor, raw: list[Tensor], norms: nn.ModuleList, *, diffusion: Any, **options: Any) -> Tensor:
-    maps = [torch.relu(norm(each)) for norm, each in zip(norms, raw, strict=False)]
-    taken = tuple(maps[2:]) if diffusion is None else diffusion
-    return torch.relu(norms[-1](advection_diffusion(initial, tuple(maps[:2]), taken, solver="reference", **options)))
-
-
-@pytest.mark.parametrize("block", [1, 1 << 19])
-@pytest.mark.parametrize("roles", ["identity", "block", "block, initial before", "no source", "all apart"])
-@pytest.mark.parametrize("momentum", [0.1, None])
-@pytest.mark.parametrize(("learned", "steps"), [(True, 1), (True, 3), (False, 2)])
-@pytest.mark.parametrize("training", [True, False])
-def test_the_fused_layer_is_the_modules_in_values_gradients_and_running_statistics(
-    training: bool,
-    learned: bool,
-    steps: int,
-    momentum: float | None,
-    roles: str,
-    block: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(_global_layer, "BLOCK", block)
-    norms, (h, f, p, *raw) = layer_parts(learned, momentum)
-    norms.train(training)
-    others = copy.deepcopy(norms)
-    source, previous = {
-        "identity": (h, h),
-        "block": (f, f),
-        "block, initial before": (f, h),
-        "no source": (None, f),
-        "all apart": (f, p),
-    }[roles]
-    options = {"source": source, "previous": previous, "steps": steps, "dt": 0.2, "spacing": (2, 1)}
-    options["diffusion"] = None if learned else (0.5, 2.0)
-    assert can_fuse([*norms], nn.ReLU(), h)
-    found, expected = fused_global_layer(h, raw, norms, **options), unfused(h, raw, others, **options)
-    assert_same(found, expected)
-    used = {id(each): each for each in (h, source, previous) if each is not None}
-    pairs = zip(
-        gradients(found, [*used.values(), *raw, *norms.parameters()]),
-        gradients(expected, [*used.values(), *raw, *others.parameters()]),
-        strict=True,
-    )
-    for ours, theirs in pairs:
-        assert_same(ours, theirs)
-    assert_same(list(norms.buffers()), list(others.buffers()))
-
-
-def test_the_fused_layer_keeps_the_raw_maps_the_state_and_the_last_state() -> None:
-    norms, (h, _, _, *raw) = layer_parts()
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        fused_global_layer(h, raw, norms, source=h, previous=h, steps=5, dt=0.2, spacing=(1, 1))
-    assert sum(size == h.numel() for size in kept.values()) == 6
-
-
-def test_half_precision_outputs_of_convolutions_are_kept_as_they_are() -> None:
-    norms, (h, _, _, *raw) = layer_parts()
-    norms, h = norms.float(), h.detach().float()
-    half = [each.detach().bfloat16().requires_grad_() for each in raw]
-    wide = [each.detach().float().requires_grad_() for each in half]
-    options = {"diffusion": None, "source": h, "previous": h, "steps": 2, "dt": 0.2, "spacing": (1, 1)}
-    expected = unfused(h, wide, copy.deepcopy(norms), **options)
-    found = fused_global_layer(h, half, norms, **options)
-    assert_same(found, expected, 1e-4)
-    for ours, theirs in zip(gradients(found, half), gradients(expected, wide), strict=True):
-        assert ours.dtype == torch.bfloat16
-        assert_same(ours.float(), theirs, 2e-2)
-
-
-def hooked(norms: list[nn.Module]) -> None:
-    norms[1].register_forward_hook(lambda *_: None)
-
-
-def synchronised(norms: list[nn.Module]) -> None:
-    norms[1] = nn.SyncBatchNorm(2).double()
-
-
-def without_weights(norms: list[nn.Module]) -> None:
-    norms[1] = nn.BatchNorm2d(2, affine=False).double()
-
-
-@pytest.mark.parametrize("change", [hooked, synchronised, without_weights])
-def test_norms_of_another_kind_are_not_fused(change: Callable[[list[nn.Module]], None]) -> None:
-    norms, (h, *_) = layer_parts()
-    listed = [*norms]
-    assert can_fuse(listed, nn.ReLU(), h)
-    change(listed)
-    assert not can_fuse(listed, nn.ReLU(), h)
-
-
-def test_another_activation_dtype_or_a_single_value_is_not_fused() -> None:
-    norms, (h, *_) = layer_parts()
-    assert not can_fuse([*norms], nn.SiLU(), h)
-    assert not can_fuse([*norms], nn.ReLU(), h.float())
-    assert not can_fuse([*norms], nn.ReLU(), h[:1, :, :1, :1])
-
-
-def test_a_hook_on_a_module_that_would_be_passed_over_is_not_silenced() -> None:
-    norms, (h, *_) = layer_parts()
-    parent = nn.Sequential(norms[0])
-    assert can_fuse([*norms], nn.ReLU(), h, around=[parent])
-    parent.register_forward_pre_hook(lambda *_: None)
-    assert not can_fuse([*norms], nn.ReLU(), h, around=[parent])

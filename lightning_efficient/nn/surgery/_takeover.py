@@ -16,6 +16,9 @@ from lightning_efficient.nn.surgery.meta import HOOKS
 MARK = "_made_by_surgery"
 """Attribute of a module that took a block's place."""
 
+_KIND = "_is_full_backward_hook"
+"""Attribute of a module without which torch never calls its backward hooks."""
+
 
 def is_replacement(module: nn.Module) -> bool:
     """Tell whether a surgery put this module where it is."""
@@ -81,6 +84,8 @@ def lifted_hooks(block: nn.Module) -> dict[str, Any]:
     lifted = {name: block.__dict__[name] for name in HOOKS if _foreign(block.__dict__.get(name))}
     for name in lifted:
         block.__dict__[name] = OrderedDict()
+    if "_backward_hooks" in lifted:
+        lifted[_KIND] = block.__dict__.get(_KIND)
     return lifted
 
 
@@ -89,7 +94,8 @@ def hang_hooks(lifted: dict[str, Any], made: nn.Module, name: str) -> None:
     if not lifted:
         return
     for kind, hooks in lifted.items():
-        hooks.update(made.__dict__.get(kind) or {})
+        if kind != _KIND:
+            hooks.update(made.__dict__.get(kind) or {})
         made.__dict__[kind] = hooks
     warnings.warn(
         f"hooks on {name} were moved to the {type(made).__name__} in its place, and see its inputs and outputs",

@@ -138,8 +138,9 @@ def carry_out(
         copy_blocks: Whether makers get copies of the blocks. The originals then keep their weights, and
             :meth:`Result.undo` brings these back; else the blocks themselves go on inside their replacements.
         optimizer: Optimisers that hold the model's parameters. Copies take the place of their originals with the
-            state of these, new parameters join the group of the block before them, and what went is taken out. Without
-            it, an optimiser that holds parameters of the model is told in a warning; an empty list says there is none.
+            state of these, new parameters join the group of the block before them (of the parameter before them, where
+            that block has none), and what went is taken out. Without it, an optimiser that holds parameters of the
+            model is told in a warning; an empty list says there is none.
 
     Raises:
         ConfigurationError: a step that does not fit the model; names the step.
@@ -187,20 +188,44 @@ def recipe_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _updated(surgeon: Surgeon) -> list[OptimizerUpdate]:
-    before = {id(tensor) for tensor in surgeon.before.values()}
     if surgeon.optimizers is None:
         if any(tensor.device.type != "meta" for tensor in surgeon.before.values()):
             warn_of_live_optimizers(each for each in surgeon.before.values() if isinstance(each, nn.Parameter))
         return []
-    came = before | {id(surgeon.latest(tensor)) for tensor in surgeon.before.values()}
-    fresh = [
-        (parameter, anchors)
-        for module, anchors in surgeon.anchors
-        for parameter in module.parameters()
-        if id(parameter) not in came
-    ]
+    shares = _shares(surgeon, surgeon.optimizers)
     parameters = dict(surgeon.root.named_parameters())
-    return [OptimizerUpdate(each, surgeon.latest, surgeon.cut, parameters, fresh) for each in surgeon.optimizers]
+    return [
+        OptimizerUpdate(each, surgeon.latest, surgeon.cut, parameters, fresh)
+        for each, fresh in zip(surgeon.optimizers, shares, strict=True)
+    ]
+
+
+def _shares(surgeon: Surgeon, optimizers: Sequence[Optimizer]) -> list[list[tuple[nn.Parameter, list[Tensor]]]]:
+    """Return for each optimiser the new parameters that it gets, each with the old one whose group it joins."""
+    home = {
+        id(parameter): index
+        for index, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    origin = {id(surgeon.latest(tensor)): tensor for tensor in surgeon.before.values()}
+    order = list(surgeon.root.parameters())
+    places = {id(parameter): place for place, parameter in enumerate(order)}
+    shares: list[list[tuple[nn.Parameter, list[Tensor]]]] = [[] for _ in optimizers]
+    for module, anchors in surgeon.anchors:
+        now = [id(surgeon.latest(anchor)) for anchor in anchors]
+        old = [origin[each] for each in now if each in origin]
+        for parameter in module.parameters():
+            if id(parameter) in origin or id(parameter) not in places:
+                continue
+            place = places[id(parameter)]
+            # beside blocks without parameters, the nearest one before decides, or else the nearest after
+            around = (*reversed(order[:place]), *order[place:])
+            near = old or [origin[id(each)] for each in around if id(each) in origin][:1]
+            anchor = next((each for each in near if id(each) in home), None)
+            if anchor is not None:
+                shares[home[id(anchor)]].append((parameter, [anchor]))
+    return shares
 
 
 def _composed(cuts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

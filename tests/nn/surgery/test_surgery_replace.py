@@ -94,7 +94,7 @@ def test_undo_goes_backwards() -> None:
     assert [type(child) for child in model] == [nn.Conv2d] * 3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.sampled_from(["wrap", "delete", "append"]), min_size=1, max_size=4))
 def test_any_row_of_surgeries_can_be_undone(kinds: list[str]) -> None:
     model = nn.Sequential(*(nn.Sequential(conv(1), conv(1)) for _ in kinds))
