@@ -16,12 +16,17 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._advection_diffusion_steps import Block, Scheme, block_elements, blocks
 
 
-def refuse_second_derivatives() -> None:
-    """Raise inside a backward pass with ``create_graph=True``; torch's own error for it does not tell the way out."""
+def refuse_other_derivatives(gradient: Tensor) -> None:
+    """Raise inside a backward pass with ``create_graph=True`` or with several gradients at once.
+
+    torch's own errors for these do not tell the way out.
+    """
     if torch.is_grad_enabled():
         raise ConfigurationError(
             "create_graph=True needs solver='reference', which is differentiable at all orders; 'fused' is so once."
         )
+    if torch._C._functorch.is_batchedtensor(gradient) or torch._C._functorch.is_legacy_batchedtensor(gradient):
+        raise ConfigurationError("is_grads_batched and vectorize need solver='reference'; 'fused' takes one gradient.")
 
 
 class FusedAdvectionDiffusion(torch.autograd.Function):
@@ -68,7 +73,7 @@ class FusedAdvectionDiffusion(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Go back block by block."""
-        refuse_second_derivatives()
+        refuse_other_derivatives(gradient)
         saved, needs, scheme = ctx.saved_tensors, ctx.needs_input_grad, ctx.scheme
         initial = saved[0]
         grads = [torch.empty_like(each) if need else None for each, need in zip(saved, needs, strict=False)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_efficient.functional._advection_diffusion import refuse_second_derivatives
+from lightning_efficient.functional._advection_diffusion import refuse_other_derivatives
 from lightning_efficient.functional._advection_diffusion_steps import BlockGradients, Scheme, block_elements, blocks
 from lightning_efficient.functional._global_layer_block import LayerBlock, Norm, Norms, Setup, mask
 from lightning_efficient.functional.advection_diffusion import is_transformed
@@ -38,6 +38,8 @@ def can_fuse(
     """
     if is_transformed() or torch.nn.modules.module._has_any_global_hook():
         return False
+    if initial.device.type not in ("cpu", "cuda"):
+        return False
     if type(activation) is not nn.ReLU or _hooked(activation):
         return False
     if any(_hooked(module) for module in around):
@@ -53,9 +55,8 @@ def can_fuse(
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in vars(module)  # somebody's own method on the instance counts as a hook
 
 
 def use_norm(norm: nn.BatchNorm2d) -> Norm:
@@ -184,7 +185,7 @@ class FusedGlobalLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Go back through everything, some channels at a time."""
-        refuse_second_derivatives()
+        refuse_other_derivatives(gradient)
         setup: Setup = ctx.setup
         saved, needs, count = ctx.saved_tensors, ctx.needs_input_grad[1:], setup.maps
         tensors, (mean, var, *kept) = saved[: ctx.given], saved[ctx.given :]

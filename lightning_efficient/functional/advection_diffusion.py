@@ -52,15 +52,15 @@ def advection_diffusion(
         solver: ``"fused"``: a block of samples at a time, with a backward pass by hand that keeps the inputs only and
             is differentiable once. ``"reference"``: plain tensor operations, differentiable as often as one likes;
             ``torch.compile`` fuses them. ``"triton"``: all steps in one kernel where that is possible, float32 on CUDA
-            with planes of at most 4096 pixels, otherwise as ``"auto"``. ``"auto"``: fused, but the reference inside
+            with planes of at most 4096 pixels, otherwise as ``"auto"``. ``"auto"``: fused. All of them are the reference inside
             ``torch.compile``, ``torch.export``, ``torch.func`` and forward-mode differentiation.
 
     Returns:
         The state after the last step, ``(N, C, H, W)``, float32 or wider, whatever autocast says.
 
     Raises:
-        ConfigurationError: Maps of other shapes, fewer than one step, ``dt`` not above 0, a spacing that is not a whole
-            number above 0, or an unknown solver.
+        ConfigurationError: Maps of other shapes, a velocity that is no map, negative diffusion, fewer than one step,
+            ``dt`` not above 0, a spacing that is not a whole number above 0, or an unknown solver.
 
     Example:
         >>> heat = torch.zeros(1, 1, 3, 3)
@@ -78,10 +78,16 @@ def advection_diffusion(
     """
     check_choice("solver", solver, get_args(Solver))
     check_positive("dt", dt)
-    if not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigurationError(f"steps={steps!r} must be a whole number, at least 1.")
-    if len(spacing) != 2 or not all(isinstance(each, int) and each >= 1 for each in spacing):
+    pair = spacing if isinstance(spacing, tuple | list) else ()
+    if len(pair) != 2 or any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in pair):
         raise ConfigurationError(f"spacing={spacing!r} must be two whole numbers of pixels, each at least 1.")
+    if not all(isinstance(each, Tensor) for each in velocity):
+        raise ConfigurationError("velocity must be two maps; numbers are allowed for diffusion only.")
+    for each in diffusion:
+        if not isinstance(each, Tensor) and not 0 <= each < float("inf"):
+            raise ConfigurationError(f"diffusion={diffusion!r} must be maps, or finite numbers of at least 0.")
     maps = {"u": velocity[0], "v": velocity[1], "Dx": diffusion[0], "Dy": diffusion[1]}
     for name, each in {**maps, "source": source, "previous": previous}.items():
         if isinstance(each, Tensor) and each.shape != initial.shape:
@@ -95,7 +101,7 @@ def advection_diffusion(
     initial, scheme = initial.to(dtype), Scheme(steps, dt, (spacing[0], spacing[1]))
     source = None if source is None else source.to(dtype)
     previous = initial if previous is None else previous.to(dtype)
-    if solver == "reference" or (solver != "fused" and is_transformed()):
+    if solver == "reference" or is_transformed():
         u, v, along, across = (at_least_float32(each) if isinstance(each, Tensor) else each for each in maps.values())
         return _reference(initial, (u, v), (along, across), source, previous, scheme)  # type: ignore[arg-type]
     if solver == "triton":

@@ -177,6 +177,8 @@ class GlobalLayer(nn.Module):
         if isinstance(initial, torch.fx.Proxy):
             return False
         coefficients = self._coefficients()
+        if any(type(each) is not Coefficient for each in coefficients):  # somebody put something else there
+            return False
         return can_fuse([*(each.norm for each in coefficients), self.norm], self.act, initial, around=coefficients)
 
     def _fused(self, initial: Tensor, source: Tensor) -> Tensor:
