@@ -134,8 +134,10 @@ class ImageClassifier(Classifier):
                 self._operation.load(original.state_dict())
         self._backbone_checkpoint = None  # a second fit goes on with the weights that the first one left
         if self._operation is not None and not is_rehearsal(self.trainer):
-            shape = getattr(getattr(self.trainer, "datamodule", None), "input_shape", self.data_config["input_size"])
-            rank_zero_info(told(self._operation, self.network_before_surgery(), shape))
+            data = getattr(self.trainer, "datamodule", None)
+            shape = getattr(data, "input_shape", None) or self.data_config.get("input_size")
+            if shape:
+                rank_zero_info(told(self._operation, self.network_before_surgery(), shape))
 
     def network_before_surgery(self) -> nn.Module:
         """Return the backbone as ``surgery`` finds it, newly made and with weights of its own."""
