@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from lightning_efficient.nn.surgery import preview, recipe_of
+from lightning_efficient.nn.surgery import Plan, preview, recipe_of
 from lightning_efficient.profiling.inputs import device_of
 from lightning_efficient.profiling.render import human
 from lightning_efficient.profiling.surgery_costs import BlockCost, SurgeryCosts, surgery_costs
@@ -85,6 +87,14 @@ def surgery_costs_of(
     before: nn.Module = original().to(device_of(backbone))
     plan = preview(before, recipe["steps"], torch.zeros(1, *shape))
     channels_last = getattr(model, "memory_format", None) is torch.channels_last
+    with _uncompiled(backbone):
+        return _costs(before, backbone, plan, batch_sizes, threads, min_run_time, channels_last)
+
+
+def _costs(
+    before: nn.Module, backbone: nn.Module, plan: Plan, batch_sizes: Sequence[int], threads: int | None,
+    min_run_time: float, channels_last: bool,
+) -> list[SurgeryCosts]:  # fmt: skip
     return [
         surgery_costs(
             before,
@@ -97,3 +107,18 @@ def surgery_costs_of(
         )
         for batch_size in batch_sizes
     ]
+
+
+@contextmanager
+def _uncompiled(network: nn.Module) -> Iterator[None]:
+    """Run a network as it is written, as the one before surgery and single blocks run."""
+    compiled = network.__dict__.get("_compiled_call_impl")
+    if compiled is None:
+        yield
+        return
+    rank_zero_info("surgery is timed without torch.compile, block by block")
+    network.__dict__["_compiled_call_impl"] = None
+    try:
+        yield
+    finally:
+        network.__dict__["_compiled_call_impl"] = compiled

@@ -85,8 +85,8 @@ def advection_diffusion(
         raise ConfigurationError(f"spacing={spacing!r} must be two whole numbers of pixels, each at least 1.")
     if not all(isinstance(each, Tensor) for each in velocity):
         raise ConfigurationError("velocity must be two maps; numbers are allowed for diffusion only.")
-    for each in diffusion:
-        if not isinstance(each, Tensor) and not 0 <= each < float("inf"):
+    for value in diffusion:
+        if not isinstance(value, Tensor) and not 0 <= value < float("inf"):
             raise ConfigurationError(f"diffusion={diffusion!r} must be maps, or finite numbers of at least 0.")
     maps = {"u": velocity[0], "v": velocity[1], "Dx": diffusion[0], "Dy": diffusion[1]}
     for name, each in {**maps, "source": source, "previous": previous}.items():

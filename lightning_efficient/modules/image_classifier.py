@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -14,9 +15,17 @@ from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.modules._classifier import Classifier
-from lightning_efficient.modules._surgery import follow_recipe, keep_recipe, operate, told
+from lightning_efficient.modules._surgery import (
+    follow_recipe,
+    keep_recipe,
+    lacking,
+    load_first_weights,
+    named,
+    operate,
+    told,
+)
 from lightning_efficient.nn.backbones import create_backbone, data_config
-from lightning_efficient.nn.checkpoints import load_weights
+from lightning_efficient.nn.surgery import recipe_of
 
 if TYPE_CHECKING:
     from timm.data import Mixup
@@ -83,7 +92,7 @@ class ImageClassifier(Classifier):
         self.save_hyperparameters(ignore=() if hyperparameters_are_given() else ("optimizer", "lr_scheduler"))
         self.backbone = create_backbone(backbone, pretrained, num_classes, in_chans, backbone_kwargs)
         self._made_of = (backbone, False, num_classes, in_chans, backbone_kwargs)
-        self._operation = operate(self.backbone, surgery, pretrained=pretrained or backbone_checkpoint is not None)
+        operate(self.backbone, surgery, pretrained=pretrained or backbone_checkpoint is not None)
         self._backbone_checkpoint = backbone_checkpoint
         self.num_classes = cast(int, self.backbone.num_classes if num_classes is None else num_classes)
         self.in_chans = in_chans
@@ -97,9 +106,8 @@ class ImageClassifier(Classifier):
         self.lr_interval = lr_interval
         self.ema_decay = ema_decay
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.backbone.to(memory_format=self.memory_format)
-        if compile:
-            self.backbone.compile()
+        self._compile = compile
+        self._arrange()
 
     def _mixing(self, mixup: float, cutmix: float, label_smoothing: float) -> Mixup | None:
         if min(mixup, cutmix) < 0:
@@ -128,16 +136,15 @@ class ImageClassifier(Classifier):
         if stage != "fit":
             return
         if self._backbone_checkpoint is not None and self.trainer.ckpt_path is None:
-            original = self.backbone if self._operation is None else self.network_before_surgery()
-            load_weights(original, self._backbone_checkpoint, option="model.backbone_checkpoint")
-            if self._operation is not None:
-                self._operation.load(original.state_dict())
+            original, option = self.network_before_surgery(), "model.backbone_checkpoint"
+            load_first_weights(self.backbone, original, self._backbone_checkpoint, option)
         self._backbone_checkpoint = None  # a second fit goes on with the weights that the first one left
-        if self._operation is not None and not is_rehearsal(self.trainer):
+        recipe = recipe_of(self.backbone)  # one that no checkpoint could hold is told now
+        if recipe is not None and not is_rehearsal(self.trainer):
             data = getattr(self.trainer, "datamodule", None)
             shape = getattr(data, "input_shape", None) or self.data_config.get("input_size")
             if shape:
-                rank_zero_info(told(self._operation, self.network_before_surgery(), shape))
+                rank_zero_info(told(recipe, self.network_before_surgery(), shape))
 
     def network_before_surgery(self) -> nn.Module:
         """Return the backbone as ``surgery`` finds it, newly made and with weights of its own."""
@@ -154,7 +161,29 @@ class ImageClassifier(Classifier):
             ConfigurationError: ``surgery`` has changed it in another way.
         """
         self._backbone_checkpoint = None
+        steps = lacking(checkpoint, self.backbone)
+        if steps is None and self._same_policies(checkpoint):
+            # trained from weights or not, the same policies begin in other ways: the checkpoint's counts
+            pattern = next(self.backbone.parameters())
+            self.backbone = self.network_before_surgery().to(pattern.device, pattern.dtype)
+            follow_recipe(checkpoint, self.backbone)
+            self._arrange()
+            return
+        if steps and self.ema_decay and self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            raise ConfigurationError(
+                "the checkpoint's backbone was changed by hand, which model.ema_decay cannot follow as a run goes on; "
+                "change the backbone in the same way before fit, or give the change as model.surgery"
+            )
         follow_recipe(checkpoint, self.backbone)
+
+    def _same_policies(self, checkpoint: dict[str, Any]) -> bool:
+        theirs = checkpoint.get("hyper_parameters", {}).get("surgery")
+        return bool(theirs) and named(theirs) == named(self.hparams.get("surgery"))
+
+    def _arrange(self) -> None:
+        self.backbone.to(memory_format=self.memory_format)
+        if self._compile:
+            self.backbone.compile()
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the moving average, if it is asked for."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_efficient.datamodules import Digits
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.modules import ImageClassifier
+from lightning_efficient.modules import ImageClassifier, image_classifier
 from lightning_efficient.nn import surgery
 from lightning_efficient.nn.spatial_interpolation import SpatialInterpolation
 
@@ -95,12 +97,18 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("changed", [None, [{"class_path": "SpatialInterpolation", "init_args": {"factor": 3}}]])
-def test_another_surgery_than_the_checkpoints_is_told(tmp_path: Path, changed: Any) -> None:
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (None, "5 x SpatialInterpolation, and there none;"),
+        ([{"class_path": "SpatialInterpolation", "init_args": {"factor": 3}}], "with factor=2, and there 3;"),
+    ],
+)
+def test_another_surgery_than_the_checkpoints_is_told(tmp_path: Path, changed: Any, message: str) -> None:
     run = trainer(tmp_path)
     run.fit(cut(surgery=changed), datamodule=digits())
     run.save_checkpoint(tmp_path / "other.ckpt")
-    with pytest.raises(ConfigurationError, match=r"model.surgery makes another network \(5 x SpatialInterpolation\)"):
+    with pytest.raises(ConfigurationError, match=f"model.surgery makes another network.*{message}"):
         trainer(tmp_path).validate(cut(), datamodule=digits(), ckpt_path=tmp_path / "other.ckpt", verbose=False)
 
 
@@ -175,3 +183,56 @@ def test_a_recipe_of_a_checkpoint_calls_no_code_of_its_own(tmp_path: Path) -> No
         torch.save(kept, tmp_path / "hostile.ckpt")
         with pytest.raises(ConfigurationError, match=r"recipe.steps\[0\] names 'os:.*', which is code of its own"):
             ImageClassifier.load_from_checkpoint(tmp_path / "hostile.ckpt")
+
+
+def test_a_checkpoint_that_began_with_weights_loads_without_them(tmp_path: Path) -> None:
+    torch.save(cut(surgery=None).state_dict(), tmp_path / "base.ckpt")
+    module, run = cut(backbone_checkpoint=str(tmp_path / "base.ckpt")), trainer(tmp_path)
+    run.fit(module, datamodule=digits())
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "net.ckpt", backbone_checkpoint=None)
+    assert torch.equal(predicted(loaded), predicted(module))
+
+
+def test_weights_of_before_surgery_fit_a_network_that_was_changed_by_hand(tmp_path: Path) -> None:
+    original = cut(surgery=None)
+    torch.save(original.state_dict(), tmp_path / "base.ckpt")
+    module = cut(surgery=None, backbone_checkpoint=str(tmp_path / "base.ckpt"))
+    surgery.interpolate(module.backbone)
+    trainer(tmp_path, limit_train_batches=0).fit(module, datamodule=digits())
+    theirs, ours = original.backbone.state_dict(), module.backbone.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_surgery_that_no_checkpoint_can_hold_is_told_before_training(tmp_path: Path) -> None:
+    module = cut(surgery=None)
+    surgery.replace(module.backbone, "layer1.0", lambda name, block: nn.Identity())
+    with pytest.raises(ConfigurationError, match=r"no recipe: make=.*layer1\.0"):
+        trainer(tmp_path).fit(module, datamodule=digits())
+
+
+def test_an_average_of_weights_cannot_follow_a_change_by_hand(tmp_path: Path) -> None:
+    module, run = cut(surgery=None, ema_decay=0.9), trainer(tmp_path)
+    surgery.interpolate(module.backbone)
+    run.fit(module, datamodule=digits())
+    run.save_checkpoint(tmp_path / "net.ckpt")
+    again = cut(surgery=None, ema_decay=0.9)
+    with pytest.raises(ConfigurationError, match=r"changed by hand, which model\.ema_decay cannot follow"):
+        trainer(tmp_path, max_epochs=2).fit(again, datamodule=digits(), ckpt_path=tmp_path / "net.ckpt")
+
+
+def test_the_blocks_that_went_are_let_go() -> None:
+    seen: list[weakref.ref[nn.Module]] = []
+    create = image_classifier.create_backbone
+
+    def watched(*arguments: Any) -> nn.Module:
+        network = create(*arguments)
+        seen.extend(weakref.ref(network.get_submodule(name)) for name in ("layer1.0", "layer1.1"))
+        return network
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_classifier, "create_backbone", watched)
+        module = cut(surgery=["Condense"])
+    gc.collect()
+    assert [each() is None for each in seen] == [False, True]
+    assert len(module.backbone.layer1) == 1
