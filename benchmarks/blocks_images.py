@@ -7,13 +7,13 @@ first block of every stage stays, a Global layer takes the next place, the other
 that its MACs are nearest to those of the Global and of the interpolated network. All are trained from scratch for the
 same epochs with the same recipe: SGD with Nesterov momentum, a cosine over the run, random shifts and, except for
 digits, flips. Only the learning rate is chosen per network, the better of the same two, by the accuracy of the first
-seed on the validation part, never on the test part; the run of that rate is then the first seed's. Reported is the accuracy on
-the test part after the last epoch. Each seed has its own order of images, the same one for all networks, and networks
-are compared seed by seed. Latencies are measured at the end, with all networks in turns in one process and one thread;
-``--measure`` repeats that alone. ``digits`` are scikit-learn's; ``fashion`` (FashionMNIST) and ``cifar10`` read the
-folder that ``LIGHTNING_EFFICIENT_DATA`` names; ``fashion-6k`` and ``cifar10-6k`` train on 6,000 of their images, for
-CPUs. With ``--jobs N`` so many runs go on at the same time. Writes ``results/blocks_images_<task>.json`` after those
-of the first seed, and after each one from then on; ``--draw`` draws and prints what was saved.
+seed on the validation part, never on the test part; the run of that rate is then the first seed's. Reported is the
+accuracy on the test part after the last epoch. Each seed has its own order of images, the same one for all networks,
+and networks are compared seed by seed. Latencies are measured at the end, with all networks in turns in one process and
+one thread; ``--measure`` repeats that alone. ``digits`` are scikit-learn's; ``fashion`` (FashionMNIST) and ``cifar10``
+read the folder that ``LIGHTNING_EFFICIENT_DATA`` names; ``fashion-6k`` and ``cifar10-6k`` train on 6,000 of their
+images, for CPUs. With ``--jobs N`` so many runs go on at the same time. Writes ``results/blocks_images_<task>.json``
+after those of the first seed, and after each one from then on; ``--draw`` draws and prints what was saved.
 
 Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/blocks_images.py digits fashion-6k cifar10-6k --jobs 2``
 """

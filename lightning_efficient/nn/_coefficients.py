@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
 from lightning_efficient.functional._precision import at_least_float32
+from lightning_efficient.nn._option_checks import check_number, is_integer
 
 CoefficientKind: TypeAlias = Literal["depthwise", "identity", "conv", "pointwise", "basic_block", "bottleneck"]
 """What looks at the features: a convolution per channel, nothing, a full or a 1x1 convolution, or a residual block."""
@@ -109,6 +110,7 @@ def coefficient_eps(given: float | str, channels: int) -> float:
     if isinstance(given, str):
         check_choice("coeff_eps", given, ["channels"])
         return float(channels)
+    check_number("coeff_eps", given)
     check_positive("coeff_eps", given)
     return float(given)
 
@@ -117,9 +119,11 @@ def activation_type(given: type[nn.Module] | str) -> type[nn.Module]:
     """Return an activation's type, from itself or from timm's name of it.
 
     Raises:
-        ConfigurationError: an unknown name.
+        ConfigurationError: an unknown name, or neither a name nor a type.
     """
     if not isinstance(given, str):
+        if isinstance(given, nn.Module) or not callable(given):
+            raise ConfigurationError(f"act={given!r} must be a type of activation, or timm's name of one.")
         return given
     from timm.layers import get_act_layer
     from timm.layers.create_act import _ACT_LAYER_DEFAULT
@@ -131,5 +135,5 @@ def activation_type(given: type[nn.Module] | str) -> type[nn.Module]:
 
 def check_kernel_size(given: int) -> None:
     """Raise unless the size of a kernel is a positive odd integer."""
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1 or given % 2 == 0:
+    if not is_integer(given) or given < 1 or given % 2 == 0:
         raise ConfigurationError(f"kernel_size={given!r} must be a positive odd integer.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_fraction
 from lightning_efficient.nn._coefficients import activation_type, new_map
+from lightning_efficient.nn._option_checks import check_count, check_flag, check_number
 from lightning_efficient.nn.timm_blocks import activation_of, facts_of, init_convolution_
 
 INIT_KINDS = ("dense", "basic_block")
@@ -48,7 +49,12 @@ def initialiser_of(
     Raises:
         ConfigurationError: it cannot be read off, or options exclude each other.
     """
+    check_flag("wrap", wrap)
+    if channels is not None:
+        check_count("channels", channels)
+        _check_width(name, block, channels)
     if expansion is not None:
+        check_number("expansion", expansion)
         from lightning_efficient.nn._rebuilt_block import with_expansion
 
         block = with_expansion(block, expansion, name)
@@ -91,7 +97,10 @@ def surroundings(
     """
     from timm.layers import DropPath, LayerScale2d
 
+    check_number("drop_path", drop_path)
     check_fraction("drop_path", drop_path, zero=True)
+    if layer_scale is not None:
+        check_number("layer_scale", layer_scale)
     if layer_scale is not None and residual:
         raise ConfigurationError(f"layer_scale={layer_scale!r} has its own shortcut; give residual=False with it.")
     if drop_path and layer_scale is None and not residual:
@@ -124,6 +133,14 @@ def feature_info_of(init: Any, channels: int, location: str) -> dict[str, Any]:
         info: dict[str, Any] = init.feature_info(location)
         return {**info, "module": f"init.{info['module']}"}
     return {"module": "", "num_chs": channels}
+
+
+def _check_width(name: str, block: nn.Module, channels: int) -> None:
+    facts = facts_of(block)
+    if facts is not None and facts.out_channels != channels:
+        raise ConfigurationError(
+            f"channels={channels} does not fit {name}, a {facts.kind} of {facts.out_channels} channels; leave it out."
+        )
 
 
 def _channels(name: str, block: nn.Module) -> int:

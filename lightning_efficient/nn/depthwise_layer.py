@@ -8,6 +8,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from lightning_efficient.nn._coefficients import activation_type, check_kernel_size
+from lightning_efficient.nn._option_checks import check_count, check_flag
 from lightning_efficient.nn._placed_layer import (
     checked_map,
     feature_info_of,
@@ -66,7 +67,10 @@ class DepthwiseLayer(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
+        check_count("channels", channels)
         check_kernel_size(kernel_size)
+        check_flag("residual", residual)
+        check_flag("bias", bias)
         self.channels, self.residual = channels, residual
         self.init = nn.Identity() if init is None else init
         convolution = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)

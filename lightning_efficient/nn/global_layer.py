@@ -24,6 +24,7 @@ from lightning_efficient.nn._coefficients import (
     coefficient_eps,
     flow,
 )
+from lightning_efficient.nn._option_checks import check_count, check_flag, check_number, is_integer
 from lightning_efficient.nn._placed_layer import (
     checked_map,
     feature_info_of,
@@ -128,14 +129,17 @@ class GlobalLayer(nn.Module):
         solver: Solver = "auto",
     ) -> None:
         super().__init__()
-        _check_count("channels", channels)
-        _check_count("steps", steps)
+        check_count("channels", channels)
+        check_count("steps", steps)
+        check_number("dt", dt)
         check_positive("dt", dt)
         check_kernel_size(kernel_size)
         check_choice("velocity", velocity, COEFFICIENT_KINDS)
         check_choice("velocity_from", velocity_from, ["initial", "source"])
         check_choice("previous", previous, ["source", "initial"])
         check_choice("solver", solver, get_args(Solver))
+        for option, flag in (("tied", tied), ("source", source), ("residual", residual), ("bias", bias)):
+            check_flag(option, flag)
         self.channels, self.steps, self.dt = channels, steps, float(dt)
         self.spacing = _spacing(spacing)
         self.tied, self.source, self.residual = tied, source, residual
@@ -296,14 +300,9 @@ def global_layer_at(
     return GlobalLayer(place.channels, place.init, kernel_size=place.kernel_size, act=place.act, **options)
 
 
-def _check_count(option: str, given: int) -> None:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise ConfigurationError(f"{option}={given!r} must be an integer of at least 1.")
-
-
 def _spacing(given: int | Sequence[int]) -> tuple[int, int]:
     pair = tuple(given) if isinstance(given, list | tuple) else (given, given)
-    if len(pair) != 2 or any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in pair):
+    if len(pair) != 2 or any(not is_integer(each) or each < 1 for each in pair):
         raise ConfigurationError(f"spacing={given!r} must be one or two whole numbers of pixels, at least 1.")
     return pair[0], pair[1]
 
@@ -313,9 +312,13 @@ def _diffusion(given: str | float | Sequence[float]) -> tuple[str | None, tuple[
         check_choice("diffusion", given, ["learned", *COEFFICIENT_KINDS])
         return ("depthwise" if given == "learned" else given), None
     pair = tuple(given) if isinstance(given, list | tuple) else (given, given)
-    if len(pair) != 2 or any(not isinstance(each, int | float) or not 0 <= each < float("inf") for each in pair):
+    if len(pair) != 2 or not all(map(_is_diffusivity, pair)):
         raise ConfigurationError(f"diffusion={given!r} must be a kind, or one or two finite numbers of at least 0.")
     return None, (float(pair[0]), float(pair[1]))
+
+
+def _is_diffusivity(given: object) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < float("inf")
 
 
 def _bound(given: bool | float | None, spacing: tuple[int, int], dt: float) -> tuple[float, float] | None:
@@ -323,5 +326,6 @@ def _bound(given: bool | float | None, spacing: tuple[int, int], dt: float) -> t
         return None
     if given is True:
         return 0.5 * spacing[0] / dt, 0.5 * spacing[1] / dt
+    check_number("velocity_bound", given)
     check_positive("velocity_bound", given)
     return float(given), float(given)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.nn._folded_branch import can_fold, folded_with_shortcut
+from lightning_efficient.nn._option_checks import check_flag, is_integer
 from lightning_efficient.nn._resampling import (
     SAMPLINGS,
     UPSAMPLINGS,
@@ -279,7 +280,7 @@ def check_interpolation(
     factor: int, design: str, sampling: str, upsampling: str, cheap: bool, blend: str, zero_init: bool
 ) -> None:
     """Raise one line unless the options of :class:`SpatialInterpolation` are known and fit together."""
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+    if not is_integer(factor) or factor < 2:
         raise ConfigurationError(f"factor={factor!r} must be a whole number of 2 or more.")
     for option, given, allowed in (
         ("design", design, DESIGNS),
@@ -288,6 +289,8 @@ def check_interpolation(
         ("blend", blend, BLENDS),
     ):
         check_choice(option, given, allowed)
+    check_flag("cheap", cheap)
+    check_flag("zero_init", zero_init)
     problem = ""
     if not cheap and (design == "detail" or blend == "convex"):
         needs = "design='detail'" if design == "detail" else "blend='convex'"
@@ -328,8 +331,12 @@ def _cheap_branch(block: nn.Module, facts: BlockFacts, zero_init: bool) -> tuple
         nn.init.zeros_(norm.weight if isinstance(norm.weight, nn.Parameter) else convolution.weight)
     reference = next(block.parameters())
     trained = any(parameter.requires_grad for parameter in block.parameters())
-    for new in (convolution, norm):
-        new.to(reference.device, reference.dtype).train(block.training).requires_grad_(trained)
+    convolution.to(reference.device, reference.dtype).train(block.training).requires_grad_(trained)
+    norm.to(reference.device, reference.dtype)
+    # norms may be frozen in a block that trains; a weight of zero has to learn all the same
+    weight = getattr(facts.norm, "weight", None)
+    learns = zero_init or not isinstance(weight, nn.Parameter) or weight.requires_grad
+    norm.train(block.training if facts.norm is None else facts.norm.training).requires_grad_(trained and learns)
     if _is_channels_last(block):
         convolution.to(memory_format=torch.channels_last)
     return convolution, norm

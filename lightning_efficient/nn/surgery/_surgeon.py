@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.nn.surgery import _drop_path
+from lightning_efficient.nn.surgery._architecture import architecture_of
 from lightning_efficient.nn.surgery._journal import Journal, restore
 from lightning_efficient.nn.surgery._takeover import MARK, adopt, check_hooks, hang_hooks, is_replacement, lifted_hooks
 from lightning_efficient.nn.surgery._takeover import transplanted as transplant_
@@ -20,6 +21,9 @@ from lightning_efficient.nn.surgery.steps import Step, check_steps, parameter_co
 
 HISTORY = "_surgery_steps"
 """Attribute of a model that keeps the steps carried out on it."""
+
+ARCHITECTURE = "_surgery_architecture"
+"""Attribute of a model that keeps its fingerprint from before the first of these steps."""
 
 _PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -58,6 +62,11 @@ class Surgeon:
         self.before = tensors_of(self.root)
         self.rates = _drop_path.drop_path_rates(self.root)
         self.history: list[Step] = list(self.root.__dict__.get(HISTORY, ()))
+        self.architecture = architecture_of(self.root)
+        # None: it was operated on before fingerprints were kept
+        self.original: dict[str, str] | None = (
+            self.root.__dict__.get(ARCHITECTURE) if self.history else self.architecture
+        )
         self.steps: list[Step] = []
         self.pairs: list[tuple[str, nn.Module, nn.Module]] = []
         self.anchors: list[tuple[nn.Module, list[Tensor]]] = []
@@ -79,6 +88,7 @@ class Surgeon:
                 if done is not None:
                     self.steps.append(written(done))
             self.root.__dict__[HISTORY] = [*self.history, *self.steps]
+            self.root.__dict__[ARCHITECTURE] = self.original
         except BaseException:
             self.give_up()
             raise
@@ -232,7 +242,15 @@ class Surgeon:
         return ConfigurationError(f"{self._here}: {reason}")
 
     def _made(self, step: Step, name: str, given: Any) -> nn.Module | None:
-        made = maker_of(step["make"], step.get("options"))(name, given)
+        make, options = step["make"], step.get("options")
+        try:
+            made = maker_of(make, options)(name, given)
+        except TypeError as error:
+            called = make if isinstance(make, str) else getattr(make, "__qualname__", repr(make))
+            reason = " ".join(str(error).split())
+            raise self._wrong(
+                f"{called} cannot make what stands at {name!r} with options {options or {}}: {reason}"
+            ) from error
         if made is not None and not isinstance(made, nn.Module):
             raise self._wrong(f"make returned a {type(made).__name__} for {name}, and not a module or None")
         return made

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.nn._option_checks import check_flag, is_integer, stage_numbers
 from lightning_efficient.nn.global_layer_presets import GLOBAL_LAYER_PRESETS
 from lightning_efficient.nn.surgery.densenet import dense_layers, is_densenet, transition_widths
 from lightning_efficient.nn.surgery.makers import MAKERS, Maker, imported
@@ -65,7 +67,7 @@ def condensation_steps(
     pretrained: bool = False,
     then: Layer | None = "GlobalLayer",
     preset: str | None = None,
-    stages: Sequence[int] | None = None,
+    stages: int | Sequence[int] | None = None,
     keep: int | Sequence[int] | None = None,
     wrap: bool | None = None,
     **layer_options: Any,
@@ -87,7 +89,7 @@ def condensation_steps(
         then: ``"GlobalLayer"``, ``"DepthwiseLayer"``, a callable ``(name, block) -> nn.Module``, which gets only the
             options that are given, or None, which only deletes.
         preset: Key of :data:`PLACEMENTS`; None chooses by the network's blocks.
-        stages: Numbers of the stages to condense, and no others; those of the preset if None.
+        stages: Numbers of the stages to condense, or one number, and no others; those of the preset if None.
         keep: Blocks that stay in each stage, or one number for each of ``stages``; 1 if None. For a DenseNet
             the layers of each dense block; half of them, rounded up, if None.
         wrap: Overrides the preset's.
@@ -99,7 +101,7 @@ def condensation_steps(
 
     Raises:
         ConfigurationError: an unknown preset, stage, network, block or option of the layer; or ``keep`` that would
-            delete a block which changes the shape.
+            delete a block which changes the shape. Where other stages can be condensed, it names them.
 
     Example:
         >>> import timm
@@ -112,24 +114,42 @@ def condensation_steps(
     chosen = preset_of(model) if preset in (None, "auto") else str(preset)
     check_choice("preset", chosen, PLACEMENTS)
     _check_options(then, layer_options)
+    check_flag("wrap", wrap, none=True)
+    wanted = stage_numbers(stages)
     if (chosen == "densenet") != is_densenet(model):
         raise ConfigurationError(f"preset={chosen!r} does not fit a {type(model).__name__}; use {preset_of(model)!r}")
     placement = PLACEMENTS[chosen]
     if chosen == "densenet":
-        return _dense_steps(model, placement, then, stages, keep, wrap, layer_options, pretrained)
+        return _dense_steps(model, placement, then, wanted, keep, wrap, layer_options, pretrained)
     found = stages_of(model)
-    numbers = _numbers(list(found), stages, placement)
+    numbers = _numbers(list(found), wanted, placement)
     as_released = placement.stages is None or found.keys() >= set(placement.stages)
     keeps = _per_stage(keep, numbers)
     wraps = placement.wrap if wrap is None else wrap
-    steps: list[Step] = []
-    for number in numbers:
-        has_layer = stages is not None or placement.stages is None or number in placement.stages
+
+    def stage_steps(number: int, *, alone: bool) -> list[Step]:
+        has_layer = alone or placement.stages is None or number in placement.stages
         layer = then if has_layer else None
         count = keeps.get(number, placement.keep.get(number, 1) if as_released and layer and wraps else 1)
         settings = _settings(placement.settings, number, wraps and as_released)
-        steps += _stage_steps(*found[number], layer, count, wraps, _options(layer, settings, layer_options, pretrained))
-    return steps
+        options = _options(layer, settings, layer_options, pretrained)
+        return _stage_steps(*found[number], layer, count, wraps, options)
+
+    try:
+        return [step for number in numbers for step in stage_steps(number, alone=wanted is not None)]
+    except ConfigurationError as error:
+        others = [number for number in numbers if _works(partial(stage_steps, number, alone=True))]
+        if not others:
+            raise
+        raise ConfigurationError(f"{str(error).rstrip('.')}; stages={others} can be condensed") from None
+
+
+def _works(made: Callable[[], object]) -> bool:
+    try:
+        made()
+    except ConfigurationError:
+        return False
+    return True
 
 
 def stages_of(model: nn.Module) -> dict[int, tuple[str, nn.Sequential]]:
@@ -236,7 +256,12 @@ def _dense_steps(
         return steps
     named = isinstance(then, str)
     for number in _numbers(list(widths), stages, placement):
-        settings = {**_settings(placement.settings, number, False), "channels": widths[number], "init_kind": "dense"}
+        width = widths[number]
+        if layer_options.get("channels") not in (None, width):
+            raise ConfigurationError(
+                f"channels={layer_options['channels']!r} does not fit transition {number}, of {width} channels; leave it out"
+            )
+        settings = {**_settings(placement.settings, number, False), "channels": width, "init_kind": "dense"}
         options = _options(then, settings, layer_options, pretrained)
         steps.append(append_step(f"features.transition{number}", then, **({"wrap": False} if named else {}), **options))
     return steps
@@ -254,11 +279,12 @@ def _numbers(there: list[int], stages: Sequence[int] | None, placement: Placemen
 def _per_stage(keep: int | Sequence[int] | None, numbers: Sequence[int]) -> dict[int, int]:
     if keep is None:
         return {}
-    if isinstance(keep, int):
-        return dict.fromkeys(numbers, keep)
-    if len(keep) != len(numbers):
-        raise ConfigurationError(f"keep={list(keep)!r} must be one number, or one for each of stages {list(numbers)}")
-    return dict(zip(numbers, keep, strict=True))
+    if is_integer(keep):
+        return dict.fromkeys(numbers, cast(int, keep))
+    each = list(keep) if isinstance(keep, list | tuple) else []
+    if len(each) != len(numbers) or not all(map(is_integer, each)):
+        raise ConfigurationError(f"keep={keep!r} must be one integer, or one for each of stages {list(numbers)}")
+    return dict(zip(numbers, each, strict=True))
 
 
 def _settings(preset: str, stage: int, rebuild: bool) -> dict[str, Any]:
@@ -283,6 +309,8 @@ def _options(
 
 
 def _check_options(then: Layer | None, given: Mapping[str, Any]) -> None:
+    if then is not None and not isinstance(then, str) and not callable(then):
+        raise ConfigurationError(f"then={then!r} must be one of {list(LAYERS)}, a callable or None")
     if then is None and given:
         raise ConfigurationError(f"then=None makes no layer that could take {sorted(given)[0]!r}")
     if isinstance(then, str):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.nn._option_checks import is_integer
 
 Slices: TypeAlias = dict[str, tuple[Tensor, ...]]
 """Key of the state dict -> indices that are kept, one tensor per dimension that is cut, from dimension 0 on."""
@@ -108,14 +109,15 @@ def _checked(model: nn.Module, keep: Sequence[int] | None) -> list[int]:
     present = dense_layers(model)
     if keep is None:
         return present
-    fits = len(keep) == len(present) and all(1 <= wanted <= there for wanted, there in zip(keep, present, strict=True))
-    if not fits:
-        raise ConfigurationError(f"keep={list(keep)!r} does not fit dense blocks of {present} layers, each 1 or more")
+    given = list(keep) if isinstance(keep, list | tuple) else [keep]
+    fits = len(given) == len(present) and all(map(is_integer, given))
+    if not fits or not all(1 <= wanted <= there for wanted, there in zip(given, present, strict=True)):
+        raise ConfigurationError(f"keep={keep!r} does not fit dense blocks of {present} layers, each 1 or more")
     for name, child in model.get_submodule("features").named_children():
         names = {each for each, _ in child.named_children()} if name.startswith("transition") else set()
         if names - {"norm", "relu", "conv", "pool"}:
             raise ConfigurationError(f"features.{name} has a layer added to it; make dense blocks shorter before that")
-    return list(keep)
+    return given
 
 
 def _dense_blocks(model: nn.Module) -> dict[int, nn.Module]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.nn._option_checks import is_integer, stage_numbers
 from lightning_efficient.nn._resampling import Sampling, Upsampling
 from lightning_efficient.nn.spatial_interpolation import (
     DESIGNS,
@@ -40,13 +41,14 @@ def interpolation_steps(
     blend: Blend = "add",
     zero_init: bool | None = None,
     which: Which = "skip",
-    stages: Sequence[int] | None = None,
+    stages: int | Sequence[int] | None = None,
     min_size: int | None = None,
     input_size: int | Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the steps that give a network's residual blocks a coarse branch and a cheap one; changes nothing.
 
-    Stems, heads and blocks with a stride are never chosen. What is replaced already is left alone.
+    Stems, heads and blocks with a stride are never chosen, and with ``design="strided"`` none without a spatial
+    convolution. What is replaced already is left alone.
 
     Args:
         model: A convolutional network of timm, or any module with such blocks.
@@ -63,7 +65,7 @@ def interpolation_steps(
             there is a cheap branch that is added.
         which: ``"skip"``: blocks that add their input to their output; ``"stride1"``: also those that change the number
             of channels at stride 1.
-        stages: Numbers of the stages to look at, as in the names ``blocks.1`` or ``layer1``; all by default.
+        stages: Numbers of the stages to look at, as in the names ``blocks.1`` or ``layer1``, or one number; all by default.
         min_size: Pixels: blocks whose map is lower or narrower are left alone.
         input_size: Of one input, ``(channels, height, width)`` or the side of a square, from which the sizes of maps
             follow for ``min_size``; by default what the network's configuration in timm says.
@@ -87,13 +89,17 @@ def interpolation_steps(
     if design == "chain" and (which != "skip" or blend != "add"):
         given = f"which={which!r}" if which != "skip" else f"blend={blend!r}"
         raise ConfigurationError(f"{given} does not fit design='chain', which takes which='skip' and blend='add'")
+    wanted = stage_numbers(stages)
+    _check_input_size(input_size)
     found = _candidates(model, which)
-    if stages is not None:
-        found = _in_stages(found, stages)
+    if design == "strided":
+        found = {name: facts for name, facts in found.items() if facts.spatial}
+    if wanted is not None:
+        found = _in_stages(found, wanted)
     if min_size is not None and found:
         found = _of_size(model, found, min_size, input_size)
     if not found:
-        raise ConfigurationError(_nothing(model, which, stages, min_size))
+        raise ConfigurationError(_nothing(model, design, which, wanted, min_size))
     options = {"factor": factor, "sampling": sampling, "upsampling": upsampling, "cheap": cheap, "zero_init": zero_init}
     runs = _runs(model, found) if design == "chain" else [[name] for name in found]
     return [_step(run, found, options, {"design": inner, "blend": blend}) for run in runs]
@@ -140,18 +146,32 @@ def _in_stages(found: Mapping[str, BlockFacts], stages: Sequence[int]) -> dict[s
 def _of_size(
     model: nn.Module, found: Mapping[str, BlockFacts], min_size: int, input_size: int | Sequence[int] | None
 ) -> dict[str, BlockFacts]:
-    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
+    if not is_integer(min_size) or min_size < 1:
         raise ConfigurationError(f"min_size={min_size!r} must be a whole number of pixels, 1 or more.")
-    sizes = output_sizes(model, (1, *_input_shape(model, input_size)))
+    shape = _input_shape(model, input_size)
+    try:
+        sizes = output_sizes(model, (1, *shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        given = "" if input_size is None else f"input_size={input_size!r}: "
+        raise ConfigurationError(
+            f"{given}{type(model).__name__} does not run on an input of shape {shape}: {reason}"
+        ) from error
     return {name: facts for name, facts in found.items() if min(sizes[name]) >= min_size}
+
+
+def _check_input_size(given: object) -> None:
+    sizes = tuple(given) if isinstance(given, list | tuple) else (given,) * 3
+    if given is not None and (len(sizes) != 3 or not all(is_integer(each) and each > 0 for each in sizes)):
+        raise ConfigurationError(
+            f"input_size={given!r} must be (channels, height, width) or one number, integers of at least 1."
+        )
 
 
 def _input_shape(model: nn.Module, input_size: int | Sequence[int] | None) -> tuple[int, ...]:
     if isinstance(input_size, int):
         first = next(each for each in model.modules() if isinstance(each, nn.Conv2d))
         return (first.in_channels, input_size, input_size)
-    if input_size is not None and len(input_size) != 3:
-        raise ConfigurationError(f"input_size={list(input_size)!r} must be (channels, height, width) or one number.")
     if input_size is not None:
         return tuple(input_size)
     try:
@@ -183,13 +203,14 @@ def _follows(model: nn.Module, first: str, second: str) -> bool:
     return names.index(first.rpartition(".")[2]) + 1 == names.index(child)
 
 
-def _nothing(model: nn.Module, which: str, stages: Sequence[int] | None, min_size: int | None) -> str:
-    options = [f"which={which!r}"]
+def _nothing(model: nn.Module, design: str, which: str, stages: Sequence[int] | None, min_size: int | None) -> str:
+    options = [*([f"design={design!r}"] if design == "strided" else []), f"which={which!r}"]
     options += [f"stages={list(stages)!r}"] if stages is not None else []
     options += [f"min_size={min_size}"] if min_size is not None else []
     done = sum(isinstance(each, SpatialInterpolation | InterpolatedChain) for each in model.modules())
     already = f" ({done} are interpolated already)" if done else ""
     takes = "with a shortcut" if which == "skip" else "of any channels"
+    takes += " and with a spatial convolution" if design == "strided" else ""
     return (
         f"SpatialInterpolation found no block in {type(model).__name__} for {', '.join(options)}{already}; "
         f"it takes blocks of stride 1 {takes}: {', '.join(BLOCK_TYPES)}"

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -102,21 +103,25 @@ def _perform(surgeon: Surgeon, policy: Mapping[str, Any], pretrained: bool, here
         raise ConfigurationError(f"{here}: a policy is a mapping with 'class_path' and 'init_args', not {policy!r}")
     if unknown := [key for key in policy if key not in ("class_path", "init_args")]:
         raise ConfigurationError(f"{here}: a policy has 'class_path' and 'init_args', and no {unknown[0]!r}")
-    name, options = policy["class_path"], dict(policy.get("init_args") or {})
+    name, given = policy["class_path"], policy.get("init_args")
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigurationError(f"{here}.init_args must be a mapping of options, not {given!r}")
+    options = dict(given or {})
     chosen = _policy(name, here)
     allowed = chosen.options() if isinstance(chosen, Policy) else _keywords(chosen)
-    for given in options:
-        if allowed is not None and given not in allowed:
-            hint = did_you_mean(given, allowed)
-            raise ConfigurationError(f"{here}.init_args: {name} has no option {given!r}.{hint}")
+    for option in options:
+        if allowed is not None and option not in allowed:
+            hint = did_you_mean(str(option), allowed)
+            raise ConfigurationError(f"{here}.init_args: {name} has no option {option!r}.{hint}")
     try:
         steps = chosen(surgeon.root, pretrained=pretrained, **options)
     except ConfigurationError as error:
         raise ConfigurationError(f"{here}: {error}") from error
-    except TypeError as error:
-        if isinstance(chosen, Policy):
+    except (TypeError, ValueError, RuntimeError) as error:
+        # what a user's own function raises in its midst is not ours to shorten
+        if not (_is_ours(chosen, error) or isinstance(error, TypeError)):
             raise
-        raise ConfigurationError(f"{here}: {name} cannot be called so: {error}") from error
+        raise ConfigurationError(f"{here}: {name} cannot be called with {options}: {_one_line(error)}") from error
     if not steps:
         kind = type(surgeon.root).__name__
         takes = f"it takes {', '.join(allowed)}" if allowed else "it has no options"
@@ -125,6 +130,18 @@ def _perform(surgeon: Surgeon, policy: Mapping[str, Any], pretrained: bool, here
         surgeon.carry_out(steps)
     except ConfigurationError as error:
         raise ConfigurationError(f"{here}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not _is_ours(chosen, error):
+            raise
+        raise ConfigurationError(f"{here}: {name} cannot be carried out with {options}: {_one_line(error)}") from error
+
+
+def _is_ours(policy: Any, error: Exception) -> bool:
+    return isinstance(policy, Policy) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _policy(name: str, here: str) -> Callable[..., list[Step]]:

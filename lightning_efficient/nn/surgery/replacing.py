@@ -9,13 +9,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.nn.surgery._architecture import check_architecture
 from lightning_efficient.nn.surgery._surgeon import Surgeon, inner_model
 from lightning_efficient.nn.surgery._takeover import is_replacement
 from lightning_efficient.nn.surgery.makers import Maker
 from lightning_efficient.nn.surgery.plans import Plan, preview
 from lightning_efficient.nn.surgery.result import VERSION, Result, carry_out, finished, optimizers_of
-from lightning_efficient.nn.surgery.steps import Step, append_step, check_harmless, delete_step, replace_step
+from lightning_efficient.nn.surgery.steps import (
+    Step,
+    append_step,
+    check_harmless,
+    check_steps,
+    delete_step,
+    replace_step,
+)
 from lightning_efficient.nn.surgery.where import Condition, matches, where_of
+from lightning_efficient.nn.timm_blocks import facts_of
 
 
 def plan(
@@ -90,13 +99,15 @@ def apply(
     Args:
         model: A model of the architecture that the recipe was made on.
         recipe: Of :attr:`Result.recipe` or :func:`~lightning_efficient.nn.surgery.result.recipe_of`, or read from JSON.
+            A model that was operated on may get further steps of its whole recipe, or a recipe for what it is now.
         copy_blocks: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
         optimizer: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
         trusted: Whether functions that the recipe names by their import path may be called. Not so for a recipe out of
             a file that somebody else made: then only makers of ours are, and layers of torch and timm as options.
 
     Raises:
-        ConfigurationError: it is no recipe of this version, or a block has another name, type or size here.
+        ConfigurationError: it is no recipe of this version, it has no steps, it was made on another architecture, or a
+            block has another name, type or size here.
     """
     if not isinstance(recipe, Mapping) or "steps" not in recipe:
         raise ConfigurationError("recipe must be a mapping with 'version' and 'steps', as Result.recipe gives it")
@@ -104,7 +115,12 @@ def apply(
         raise ConfigurationError(f"recipe: version={recipe.get('version')!r} is not {VERSION}, the one that is known")
     if not trusted:
         check_harmless(recipe["steps"])
+    check_steps(recipe["steps"], "recipe.steps")
+    if not recipe["steps"]:
+        raise ConfigurationError("recipe.steps is empty; there is nothing to carry out")
     surgeon = Surgeon(model, copy_blocks, optimizers_of(optimizer))
+    if "architecture" in recipe and surgeon.original is not None:
+        check_architecture(recipe["architecture"], [surgeon.original, surgeon.architecture])
     try:
         surgeon.carry_out(recipe["steps"], "recipe.steps")
     except ConfigurationError as error:
@@ -132,20 +148,34 @@ def condense(
             further child. None puts nothing there.
         optimizer: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
         copy_blocks: As in :func:`~lightning_efficient.nn.surgery.result.carry_out`.
-        options: Keyword arguments of ``then``.
+        options: Keyword arguments of ``then``. ``"GlobalLayer"`` and ``"DepthwiseLayer"`` do not wrap the next block
+            unless ``wrap=True`` is among them.
 
     Raises:
-        ConfigurationError: there is no such stage, or nothing in it goes.
+        ConfigurationError: there is no such stage, nothing in it goes, or a block that changes the shape would go.
     """
-    if keep < 0:
-        raise ConfigurationError(f"keep={keep} must be 0 or more")
+    from lightning_efficient.nn.surgery.condensation import LAYERS
+
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+        raise ConfigurationError(f"keep={keep!r} must be an integer, 0 or more")
+    if then is None and options:
+        raise ConfigurationError(f"then=None makes nothing that could take {sorted(options)[0]!r}")
+    stages = list(stage) if isinstance(stage, Sequence) and not isinstance(stage, str) else [stage]
+    if not stages or any(isinstance(each, bool) or not isinstance(each, int | str) for each in stages):
+        raise ConfigurationError(f"stage={stage!r} must be a number, a name, or a list of these")
     root, steps = inner_model(model), list[Step]()
-    for each in [stage] if isinstance(stage, int | str) else stage:
+    for each in stages:
         name = _stage_name(root, each)
         blocks = [f"{name}.{key}" for key in root.get_submodule(name)._modules]
-        rest = blocks[keep:]
+        rest, given = blocks[keep:], options
+        if isinstance(then, str) and then in LAYERS:
+            # behind the last block a layer starts from the output of that block, which must not run twice
+            given = {**options, "wrap": bool(rest) and options.get("wrap", False)}
+        # what wraps a block, or is made by the user's function, answers for the shape by itself
+        for going in rest[1:] if then is not None and given.get("wrap", True) else rest:
+            _check_removable(going, root.get_submodule(going))
         if then is not None:
-            steps.append(replace_step(rest[0], then, **options) if rest else append_step(name, then, **options))
+            steps.append(replace_step(rest[0], then, **given) if rest else append_step(name, then, **given))
             rest = rest[1:]
         if rest:
             steps.append(delete_step(rest))
@@ -164,7 +194,10 @@ def interpolate(
     """Run the branches of residual blocks at a lower resolution; ``options`` are those of ``interpolation_steps``."""
     from lightning_efficient.nn.surgery.interpolation import interpolation_steps
 
-    return carry_out(model, interpolation_steps(model, **options), copy_blocks=copy_blocks, optimizer=optimizer)
+    steps = interpolation_steps(inner_model(model), **options)
+    if not steps:
+        raise ConfigurationError(_nothing("interpolate", model, options))
+    return carry_out(model, steps, copy_blocks=copy_blocks, optimizer=optimizer)
 
 
 def global_layers(
@@ -178,7 +211,9 @@ def global_layers(
     """Condense a network with Global layers; ``options`` are those of ``condensation_steps``."""
     from lightning_efficient.nn.surgery.condensation import condensation_steps
 
-    steps = condensation_steps(model, preset=preset, then="GlobalLayer", **options)
+    steps = condensation_steps(inner_model(model), preset=preset, then="GlobalLayer", **options)
+    if not steps:
+        raise ConfigurationError(_nothing("global_layers", model, options))
     return carry_out(model, steps, copy_blocks=copy_blocks, optimizer=optimizer)
 
 
@@ -206,3 +241,13 @@ def _stage_name(root: nn.Module, stage: int | str) -> str:
             return name
     known = [name for name, module in modules.items() if isinstance(module, nn.Sequential) and name.count(".") < 2]
     raise ConfigurationError(f"stage={stage!r} is no Sequential of {type(root).__name__}; there are {known[:12]}")
+
+
+def _check_removable(name: str, block: nn.Module) -> None:
+    facts = facts_of(block)
+    if facts is not None and (facts.stride != 1 or facts.in_channels != facts.out_channels):
+        raise ConfigurationError(f"{name} changes the shape of its input and cannot be removed; give a larger keep")
+
+
+def _nothing(what: str, model: nn.Module, options: Mapping[str, Any]) -> str:
+    return f"{what} found nothing to do in this {type(inner_model(model)).__name__} with {options}"

@@ -12,7 +12,7 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn.surgery._drop_path import respread
 from lightning_efficient.nn.surgery._journal import restore
 from lightning_efficient.nn.surgery._optimizers import OptimizerUpdate, warn_of_live_optimizers
-from lightning_efficient.nn.surgery._surgeon import HISTORY, Surgeon, inner_model, tensors_of
+from lightning_efficient.nn.surgery._surgeon import ARCHITECTURE, HISTORY, Surgeon, inner_model, tensors_of
 from lightning_efficient.nn.surgery.steps import Step, check_written
 
 VERSION = 1
@@ -53,8 +53,10 @@ class Result:
             if cuts := surgeon.cut_tensors(tensor):
                 self.slices[key] = _composed(cuts)
         self.new_keys = [key for key, tensor in after.items() if id(tensor) not in came]
+        self._architecture: Mapping[str, str] | None = surgeon.architecture
         self._known = set(surgeon.before)
-        self._first_root, self._history = surgeon.first_root, self.model.__dict__.get(HISTORY)
+        self._first_root: nn.Module | None = surgeon.first_root
+        self._history = self.model.__dict__.get(HISTORY)
         self._modes = [(old, new, new.training) for _, old, new in surgeon.pairs]
         self._changes = surgeon.journal.changes()
         self._optimizers = _updated(surgeon)
@@ -66,8 +68,7 @@ class Result:
         Raises:
             ConfigurationError: a maker was a lambda or a local function.
         """
-        check_written(self.steps)
-        return {"version": VERSION, "steps": self.steps}
+        return _recipe(self.steps, self._architecture)
 
     def load(self, original: Mapping[str, Tensor]) -> list[str]:
         """Load a state dict of the model as it was before; entries of what went are left out.
@@ -109,6 +110,8 @@ class Result:
         Raises:
             ConfigurationError: it was undone already, or a later surgery is still in place.
         """
+        if self._first_root is None:
+            raise ConfigurationError("this surgery cannot be undone: forget() dropped the blocks from before it")
         if self._history is None or self.model.__dict__.get(HISTORY) is not self._history:
             raise ConfigurationError(
                 "this surgery cannot be undone: it was undone already, or a later one is in place; undo that first"
@@ -121,6 +124,22 @@ class Result:
         restore(self._changes)
         self._history = None
         return self._first_root
+
+    def forget(self) -> None:
+        """Drop what only :meth:`undo` needs, so that blocks that went do not stay in memory.
+
+        Names, recipe, key map and :meth:`load` still work; the old modules of ``pairs`` become ``Identity``.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+            >>> result = carry_out(model, [{"op": "delete", "names": ["0"]}])
+            >>> result.forget()
+            >>> len(result.recipe["steps"])
+            1
+        """
+        self.pairs = [(name, nn.Identity(), new) for name, _, new in self.pairs]
+        self._first_root, self._history = None, None
+        self._modes, self._changes, self._optimizers = [], [], []
 
 
 def carry_out(
@@ -183,8 +202,13 @@ def recipe_of(model: nn.Module) -> dict[str, Any] | None:
     steps = inner_model(model).__dict__.get(HISTORY)
     if not steps:
         return None
+    return _recipe(list(steps), inner_model(model).__dict__.get(ARCHITECTURE))
+
+
+def _recipe(steps: list[Step], architecture: Mapping[str, str] | None) -> dict[str, Any]:
     check_written(steps)
-    return {"version": VERSION, "steps": list(steps)}
+    made_on = {"architecture": dict(architecture)} if architecture else {}
+    return {"version": VERSION, **made_on, "steps": steps}
 
 
 def _updated(surgeon: Surgeon) -> list[OptimizerUpdate]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,6 +24,36 @@ NEEDED: dict[str, tuple[str, ...]] = {
 """Operations, and the keys that a step of each must have."""
 
 _LAYERS = ("torch.nn.modules.activation:", "timm.layers.activations:", "timm.layers.activations_me:")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(fits(each) for each in value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "op": (_is_name, "a name"),
+    "name": (_is_name, "the name of a module"),
+    "names": (lambda value: _is_list(value, _is_name), "a list of names of modules"),
+    "make": (lambda value: _is_name(value) or callable(value), "a name or a function of (name, block)"),
+    "options": (lambda value: value is None or isinstance(value, Mapping), "a mapping"),
+    "old": (lambda value: _is_name(value) or _is_list(value, _is_name), "the name of a type, or a list of these"),
+    "params": (_is_integer, "an integer"),
+    "child": (lambda value: _is_name(value) and value != "" and "." not in value, "a name without dots"),
+    "keep": (lambda value: _is_list(value, _is_integer), "a list of integers"),
+    "transplant": (
+        lambda value: value is None or value == "auto" or callable(value) or (_is_name(value) and ":" in value),
+        "'auto', None, a function or 'module:function'",
+    ),
+}
+"""What the value of each key of a step may be."""
 
 FURTHER = ("options", "old", "params", "transplant", "child")
 """Keys that a step may have."""
@@ -74,6 +104,10 @@ def check_steps(steps: Any, option: str = "steps") -> None:
             raise ConfigurationError(
                 f"{here}: {operation} has no key {unknown[0]!r}.{did_you_mean(str(unknown[0]), allowed)}"
             )
+        for key, value in step.items():
+            fits, what = _KINDS[key]
+            if not fits(value):
+                raise ConfigurationError(f"{here}: {key}={value!r} must be {what}")
         if not step.get("names", ["-"]):
             raise ConfigurationError(f"{here}: {operation} has no names")
 
