@@ -104,7 +104,7 @@ def study(
     """Run a task, and save what there is after each run; networks that are left out stay as they were saved."""
     task = task or TASKS[name]
     before = saved(name) if len(variants) < len(VARIANTS) and file_of(name).exists() else {}
-    if before and (before["task"], before["seeds"]) != (json.loads(json.dumps(vars(task))), seeds):
+    if before and (before["task"], len(before["runs"][BASE])) != (json.loads(json.dumps(vars(task))), seeds):
         raise SystemExit(f"{file_of(name)} is of another task or number of seeds; run all variants together")
     widths = {variant: widths_of(task, variant) for variant in variants}
     context = multiprocessing.get_context("spawn")
@@ -124,7 +124,6 @@ def study(
         others = before.get("runs", {})
         record: dict[str, Any] = {
             "task": vars(task),
-            "seeds": seeds,
             "device": device_name(device),
             "commands": before.get("commands", {}) | dict.fromkeys(variants, command_line("blocks_images")),
             "selection": before.get("selection", {}) | selection,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from lightning_efficient.errors import ConfigurationError
 
@@ -16,7 +16,7 @@ def check_flag(option: str, given: object, *, none: bool = False) -> None:
 
 def check_count(option: str, given: object) -> None:
     """Raise unless ``given`` is an integer of at least 1."""
-    if not is_integer(given) or given < 1:  # type: ignore[operator]
+    if not is_integer(given) or given < 1:
         raise ConfigurationError(f"{option}={given!r} must be an integer of at least 1.")
 
 
@@ -26,7 +26,7 @@ def check_number(option: str, given: object) -> None:
         raise ConfigurationError(f"{option}={given!r} must be a number.")
 
 
-def is_integer(given: object) -> bool:
+def is_integer(given: object) -> TypeGuard[int]:
     """Tell whether ``given`` is an integer, which True and False are not here."""
     return isinstance(given, int) and not isinstance(given, bool)
 
@@ -41,7 +41,7 @@ def stage_numbers(given: Any) -> list[int] | None:
         return None
     if is_integer(given):
         return [given]
-    numbers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    numbers: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
     if not all(map(is_integer, numbers)):
         raise ConfigurationError(f"stages={given!r} must be the number of a stage, or a list of such numbers.")
     return numbers

@@ -52,7 +52,8 @@ def initialiser_of(
     check_flag("wrap", wrap)
     if channels is not None:
         check_count("channels", channels)
-        _check_width(name, block, channels)
+        if wrap:
+            check_width(name, block, channels)
     if expansion is not None:
         check_number("expansion", expansion)
         from lightning_efficient.nn._rebuilt_block import with_expansion
@@ -135,11 +136,12 @@ def feature_info_of(init: Any, channels: int, location: str) -> dict[str, Any]:
     return {"module": "", "num_chs": channels}
 
 
-def _check_width(name: str, block: nn.Module, channels: int) -> None:
+def check_width(name: str, block: nn.Module, channels: object) -> None:
+    """Raise unless a layer of ``channels`` fits the output of a block; blocks of unknown types are not looked at."""
     facts = facts_of(block)
     if facts is not None and facts.out_channels != channels:
         raise ConfigurationError(
-            f"channels={channels} does not fit {name}, a {facts.kind} of {facts.out_channels} channels; leave it out."
+            f"channels={channels!r} does not fit {name}, {facts.kind} of {facts.out_channels} channels; leave it out."
         )
 
 

@@ -91,7 +91,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches
     return seen
 
 
-def _restore(kept: Mapping[nn.Module, list[tuple[Tensor, Tensor]]], norms: Iterable[nn.Module]) -> None:
+def _restore(kept: Mapping[_BatchNorm, list[tuple[Tensor, Tensor]]], norms: Iterable[_BatchNorm]) -> None:
     with torch.no_grad():
         for buffer, value in (pair for norm in norms for pair in kept[norm]):
             buffer.copy_(value)

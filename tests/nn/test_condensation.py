@@ -347,7 +347,7 @@ def test_a_configuration_names_the_layer_and_its_options() -> None:
         ({"stages": [1, 5]}, r"stages=\[1, 5\]: the network has no stage 5; it has \[1, 2, 3, 4\]"),
         ({"keep": 0}, r"keep=0 does not fit layer1, which has 2 blocks; give 1 to 2"),
         ({"keep": 3}, r"keep=3 does not fit layer1, which has 2 blocks; give 1 to 2"),
-        ({"keep": [1, 2]}, r"keep=\[1, 2\] must be one number, or one for each of stages \[1, 2, 3, 4\]"),
+        ({"keep": [1, 2]}, r"keep=\[1, 2\] must be one integer, or one for each of stages \[1, 2, 3, 4\]"),
         ({"preset": "densenet"}, r"preset='densenet' does not fit a ResNet; use 'resnet'"),
     ],
 )

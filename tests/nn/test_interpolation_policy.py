@@ -178,8 +178,21 @@ def test_trained_networks_start_with_a_cheap_branch_of_zero(options: dict[str, A
 def test_only_the_stages_asked_for_are_looked_at() -> None:
     assert names(interpolation_steps(on_meta(V3), stages=[1, 5])) == ["blocks.1.1", "blocks.5.1", "blocks.5.2"]
     assert names(interpolation_steps(on_meta("resnet18"), stages=[1])) == ["layer1.0", "layer1.1"]
+    assert interpolation_steps(on_meta(V3), stages=1) == interpolation_steps(on_meta(V3), stages=[1])
     with pytest.raises(ConfigurationError, match=r"stages=\[9\]: stages with .* are \[0, 1, 2, 3, 4, 5\]"):
         interpolation_steps(on_meta(V3), stages=[9])
+
+
+def test_blocks_without_a_spatial_convolution_are_left_out_where_it_would_have_the_stride() -> None:
+    model = on_meta("mobilenetv4_conv_medium")
+    every, strided = names(interpolation_steps(model)), names(interpolation_steps(model, design="strided"))
+    pointwise = {"blocks.2.6", "blocks.3.4", "blocks.3.8", "blocks.3.9"}
+    assert strided == [name for name in every if name not in pointwise]
+    assert pointwise < set(every)
+    carried_out(model, interpolation_steps(model, design="strided"))
+    alone = nn.Sequential(model.get_submodule("blocks.2.6"))
+    with pytest.raises(ConfigurationError, match=r"for design='strided', .* and with a spatial convolution: "):
+        interpolation_steps(alone, design="strided")
 
 
 def test_sizes_of_maps_follow_from_the_input() -> None:
@@ -229,7 +242,22 @@ def test_what_is_interpolated_already_is_left_alone(design: Any) -> None:
         ({"stages": []}, r"stages=\[\]"),
         ({"min_size": 0}, "min_size=0 must be a whole number of pixels"),
         ({"min_size": 99}, r"found no block in ResNet for which='skip', min_size=99; it takes blocks of stride 1"),
-        ({"min_size": 8, "input_size": (64, 64)}, r"input_size=\[64, 64\] must be \(channels, height, width\)"),
+        ({"min_size": 8, "input_size": (64, 64)}, r"input_size=\(64, 64\) must be \(channels, height, width\)"),
+        *(
+            ({"min_size": 8, "input_size": size}, r"input_size=.* must be \(channels, height, width\) or one number")
+            for size in (64.0, -5, True, "64", ["a", 64, 64], [3, 64, 0])
+        ),
+        (
+            {"min_size": 8, "input_size": [1, 64, 64]},
+            r"input_size=\[1, 64, 64\]: ResNet does not run on .*\(1, 64, 64\)",
+        ),
+        ({"cheap": "no"}, r"cheap='no' must be True or False"),
+        ({"zero_init": "false"}, r"zero_init='false' must be True or False"),
+        ({"factor": True}, "factor=True must be a whole number"),
+        ({"min_size": True}, "min_size=True must be a whole number"),
+        ({"stages": True}, "stages=True must be the number of a stage, or a list"),
+        ({"stages": "1"}, "stages='1' must be the number of a stage, or a list"),
+        ({"stages": [1.0]}, r"stages=\[1.0\] must be the number of a stage, or a list"),
     ],
 )
 def test_options_that_cannot_work_are_one_line(options: dict[str, Any], message: str) -> None:

@@ -104,3 +104,56 @@ def test_nothing_to_do_is_said() -> None:
         recalibrate_batch_norm(nn.BatchNorm2d(3, track_running_stats=False), batches())
     with pytest.raises(ConfigurationError, match="max_batches=0 must be 1 or more"):
         recalibrate_batch_norm(network(), batches(), max_batches=0)
+    with pytest.raises(ConfigurationError, match="max_batches=True must be 1 or more"):
+        recalibrate_batch_norm(network(), batches(), max_batches=True)
+
+
+def test_layers_that_are_never_called_keep_their_statistics() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.called, self.idle = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.called(images)
+
+    model = Unused().eval()
+    model.idle.running_mean.fill_(2.0)
+    model.idle.running_var.fill_(3.0)
+    model.idle.num_batches_tracked.fill_(7)
+    recalibrate_batch_norm(model, batches())
+    assert model.idle.running_mean.tolist() == [2.0] * 3
+    assert model.idle.running_var.tolist() == [3.0] * 3
+    assert model.idle.num_batches_tracked == 7
+    assert model.called.num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 5, 8, 8), "images", [], {"label": 3}, {}, None])
+def test_old_statistics_come_back_where_a_batch_fails(wrong: object) -> None:
+    model = network()
+    recalibrate_batch_norm(model, batches())
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    error = RuntimeError if isinstance(wrong, torch.Tensor) else ConfigurationError
+    with pytest.raises(error, match=r"channels|batches: a .* holds no input; give tensors, tuples or lists") as raised:
+        recalibrate_batch_norm(model, [batches(5)[4], wrong])
+    assert error is RuntimeError or "\n" not in str(raised.value)
+    assert before.keys() == dict(model.named_buffers()).keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+def test_mappings_give_their_first_floating_point_tensor() -> None:
+    first, second = network(), network()
+    second.load_state_dict(first.state_dict())
+    named = [{"path": "a.png", "label": torch.tensor([1, 2, 3, 4]), "image": batch} for batch in batches()]
+    assert recalibrate_batch_norm(first, [named[0], (named[1], 1), named[2]]) == 3
+    recalibrate_batch_norm(second, batches())
+    assert torch.equal(first[1].running_mean, second[1].running_mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_images_get_the_dtype_of_the_model(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    recalibrate_batch_norm(model, batches())
+    means = [model[0](batch.to(dtype)).mean((0, 2, 3)) for batch in batches()]
+    assert model[1].running_mean.dtype == dtype
+    torch.testing.assert_close(model[1].running_mean, torch.stack(means).mean(0).detach(), rtol=0.05, atol=0.02)

@@ -305,3 +305,41 @@ def test_prediction_folds_the_cheap_branch_and_the_shortcut_into_one_convolution
     handle.remove()
     layer(x)
     assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **o: SpatialInterpolation(mobile(), **o), partial(InterpolatedChain, [mobile()])]
+)
+@pytest.mark.parametrize("options", [{"cheap": "no"}, {"zero_init": "false"}, {"cheap": 1}, {"zero_init": None}])
+def test_flags_of_another_type_are_one_line(make: Any, options: dict[str, Any]) -> None:
+    ((option, given),) = options.items()
+    with pytest.raises(ConfigurationError, match=f"^{option}={given!r} must be True or False") as raised:
+        make(**options)
+    assert "\n" not in str(raised.value)
+
+
+def frozen_norms(block: nn.Module) -> nn.Module:
+    for each in block.modules():
+        if isinstance(each, nn.BatchNorm2d):
+            each.eval().requires_grad_(False)
+    return block
+
+
+@pytest.mark.parametrize("wrap", [SpatialInterpolation, lambda block, **o: InterpolatedChain([block], **o)])
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_the_cheap_norm_is_frozen_where_only_the_norms_of_the_block_are(wrap: Any, zero_init: bool) -> None:
+    layer = wrap(frozen_norms(mobile().train()), zero_init=zero_init)
+    assert layer.training
+    assert layer.cheap_conv.training
+    assert not layer.cheap_norm.training
+    assert layer.cheap_conv.weight.requires_grad
+    # at a weight of zero nothing but the weight itself gets a gradient
+    assert layer.cheap_norm.weight.requires_grad == zero_init
+    layer(torch.randn(2, 8, 6, 6)).sum().backward()
+    assert layer.cheap_norm.running_mean.tolist() == [0.0] * 8
+
+
+def test_the_cheap_norm_stays_frozen_in_a_block_that_is_frozen_whole() -> None:
+    layer = SpatialInterpolation(mobile().eval().requires_grad_(False), zero_init=True)
+    assert not any(each.requires_grad for each in layer.parameters())
+    assert not any(each.training for each in layer.modules())

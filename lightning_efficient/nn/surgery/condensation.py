@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.nn._option_checks import check_flag, is_integer, stage_numbers
+from lightning_efficient.nn._placed_layer import check_width
 from lightning_efficient.nn.global_layer_presets import GLOBAL_LAYER_PRESETS
 from lightning_efficient.nn.surgery.densenet import dense_layers, is_densenet, transition_widths
 from lightning_efficient.nn.surgery.makers import MAKERS, Maker, imported
@@ -214,6 +215,8 @@ def _stage_steps(
         slot, later = [], slot + later
     for each, block in later if wrap else slot + later:
         _check_removable(each, block)
+    if isinstance(layer, str) and options.get("channels") is not None:
+        check_width(*(slot or blocks[-1:])[0], options["channels"])
     placed = {"wrap": wrap and bool(slot)} if isinstance(layer, str) else {}
     steps = []
     if layer is not None and slot:
@@ -259,7 +262,8 @@ def _dense_steps(
         width = widths[number]
         if layer_options.get("channels") not in (None, width):
             raise ConfigurationError(
-                f"channels={layer_options['channels']!r} does not fit transition {number}, of {width} channels; leave it out"
+                f"channels={layer_options['channels']!r} does not fit transition {number}, of {width} channels; "
+                "leave it out"
             )
         settings = {**_settings(placement.settings, number, False), "channels": width, "init_kind": "dense"}
         options = _options(then, settings, layer_options, pretrained)
@@ -280,8 +284,8 @@ def _per_stage(keep: int | Sequence[int] | None, numbers: Sequence[int]) -> dict
     if keep is None:
         return {}
     if is_integer(keep):
-        return dict.fromkeys(numbers, cast(int, keep))
-    each = list(keep) if isinstance(keep, list | tuple) else []
+        return dict.fromkeys(numbers, keep)
+    each = list(keep) if isinstance(keep, Sequence) else []
     if len(each) != len(numbers) or not all(map(is_integer, each)):
         raise ConfigurationError(f"keep={keep!r} must be one integer, or one for each of stages {list(numbers)}")
     return dict(zip(numbers, each, strict=True))

@@ -109,10 +109,11 @@ def _checked(model: nn.Module, keep: Sequence[int] | None) -> list[int]:
     present = dense_layers(model)
     if keep is None:
         return present
-    given = list(keep) if isinstance(keep, list | tuple) else [keep]
+    given: list[Any] = list(keep) if isinstance(keep, Sequence) else [keep]
+    shown = given if isinstance(keep, Sequence) else keep
     fits = len(given) == len(present) and all(map(is_integer, given))
     if not fits or not all(1 <= wanted <= there for wanted, there in zip(given, present, strict=True)):
-        raise ConfigurationError(f"keep={keep!r} does not fit dense blocks of {present} layers, each 1 or more")
+        raise ConfigurationError(f"keep={shown!r} does not fit dense blocks of {present} layers, each 1 or more")
     for name, child in model.get_submodule("features").named_children():
         names = {each for each, _ in child.named_children()} if name.startswith("transition") else set()
         if names - {"norm", "relu", "conv", "pool"}:

@@ -65,7 +65,7 @@ def interpolation_steps(
             there is a cheap branch that is added.
         which: ``"skip"``: blocks that add their input to their output; ``"stride1"``: also those that change the number
             of channels at stride 1.
-        stages: Numbers of the stages to look at, as in the names ``blocks.1`` or ``layer1``, or one number; all by default.
+        stages: Numbers of the stages to look at, as in the names ``blocks.1`` or ``layer1``, or one; all by default.
         min_size: Pixels: blocks whose map is lower or narrower are left alone.
         input_size: Of one input, ``(channels, height, width)`` or the side of a square, from which the sizes of maps
             follow for ``min_size``; by default what the network's configuration in timm says.
@@ -161,7 +161,7 @@ def _of_size(
 
 
 def _check_input_size(given: object) -> None:
-    sizes = tuple(given) if isinstance(given, list | tuple) else (given,) * 3
+    sizes = tuple(given) if isinstance(given, Sequence) else (given,) * 3
     if given is not None and (len(sizes) != 3 or not all(is_integer(each) and each > 0 for each in sizes)):
         raise ConfigurationError(
             f"input_size={given!r} must be (channels, height, width) or one number, integers of at least 1."

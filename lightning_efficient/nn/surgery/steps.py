@@ -93,7 +93,7 @@ def check_steps(steps: Any, option: str = "steps") -> None:
         if not isinstance(step, Mapping):
             raise ConfigurationError(f"{here} must be a mapping with an 'op', not {type(step).__name__}")
         operation = step.get("op")
-        if operation not in NEEDED:
+        if not isinstance(operation, str) or operation not in NEEDED:
             raise ConfigurationError(
                 f"{here}: op={operation!r} is not one of {list(NEEDED)}.{did_you_mean(str(operation), NEEDED)}"
             )

@@ -63,7 +63,7 @@ def test_copies_of_all_kinds_have_the_same_fingerprint() -> None:
     model = timm.create_model("mobilenetv3_small_050")
     known = architecture_of(model)
     copies = [meta_copy(model), deepcopy(model), pickle.loads(pickle.dumps(model)), deepcopy(model).double().eval()]
-    copies.append(nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(model)))
+    copies.append(timm.layers.convert_sync_batchnorm(deepcopy(model)))
     assert [architecture_of(copy) for copy in copies] == [known] * 5
     copy = meta_copy(model)
     assert interpolate(copy).recipe["architecture"] == known
@@ -135,5 +135,5 @@ def test_a_model_from_before_fingerprints_goes_on_without() -> None:
 @pytest.mark.parametrize("wrong", [None, "ResNet", {"type": "ResNet"}, {"type": "ResNet", "hash": 3}])
 def test_a_fingerprint_in_no_known_form_is_told(wrong: Any) -> None:
     recipe = interpolate(bare("resnet18")).recipe
-    with pytest.raises(ConfigurationError, match="recipe: architecture=.* must be a mapping with 'type' and 'hash'"):
+    with pytest.raises(ConfigurationError, match=r"recipe: architecture=.* must be a mapping with 'type' and 'hash'"):
         apply(bare("resnet18"), {**recipe, "architecture": wrong})

@@ -251,7 +251,7 @@ def test_the_rest_of_a_stage_gives_way() -> None:
     [
         ({"stage": 9}, "stage=9 is no Sequential of ResNet"),
         ({"stage": 1, "keep": 2}, "keep=2 leaves every block"),
-        ({"stage": 1, "keep": -1}, "keep=-1 must be 0 or more"),
+        ({"stage": 1, "keep": -1}, "keep=-1 must be an integer, 0 or more"),
     ],
 )
 def test_a_stage_that_cannot_be_condensed_is_told(options: Any, message: str) -> None:
