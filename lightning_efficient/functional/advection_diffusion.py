@@ -13,6 +13,9 @@ from lightning_efficient.functional._advection_diffusion_steps import Scheme
 from lightning_efficient.functional._checks import check_choice, check_positive
 from lightning_efficient.functional._precision import at_least_float32
 
+SMALL = 1 << 17
+"""Elements of a state below which ``"auto"`` takes the reference on a CPU where no gradients are wanted."""
+
 Solver: TypeAlias = Literal["auto", "fused", "reference", "triton"]
 
 
@@ -53,8 +56,8 @@ def advection_diffusion(
             is differentiable once. ``"reference"``: plain tensor operations, differentiable as often as one likes;
             ``torch.compile`` fuses them. ``"triton"``: all steps in one kernel where that is possible, float32 on CUDA
             with planes of at most 4096 pixels, otherwise as ``"auto"``. ``"auto"``: fused. All of them are the
-            reference inside ``torch.compile``, ``torch.export``, ``torch.func`` and forward-mode differentiation. On
-            small maps (64 channels of 32x32 in all, or less) ``"reference"`` is faster on a CPU.
+            reference inside ``torch.compile``, ``torch.export``, ``torch.func`` and forward-mode differentiation. So
+            is ``"auto"`` on a CPU without gradients for states of fewer than 2^17 elements, where it is faster.
 
     Returns:
         The state after the last step, ``(N, C, H, W)``, float32 or wider, whatever autocast says.
@@ -102,7 +105,7 @@ def advection_diffusion(
     initial, scheme = initial.to(dtype), Scheme(steps, dt, (spacing[0], spacing[1]))
     source = None if source is None else source.to(dtype)
     previous = initial if previous is None else previous.to(dtype)
-    if solver == "reference" or is_transformed():
+    if solver == "reference" or is_transformed() or (solver == "auto" and is_small_inference(initial)):
         u, v, along, across = (at_least_float32(each) if isinstance(each, Tensor) else each for each in maps.values())
         return _reference(initial, (u, v), (along, across), source, previous, scheme)  # type: ignore[arg-type]
     if solver == "triton":
@@ -111,6 +114,11 @@ def advection_diffusion(
         if kernels.runs(initial):
             return kernels.solve(initial, *velocity, *diffusion, source, previous, steps, dt, scheme.spacing)
     return FusedAdvectionDiffusion.apply(initial, previous, source, *maps.values(), scheme)
+
+
+def is_small_inference(state: Tensor) -> bool:
+    """Say whether plain operations are faster: nothing to keep, and so few pixels that calls take the time (CPU)."""
+    return not torch.is_grad_enabled() and state.device.type == "cpu" and state.numel() < SMALL
 
 
 def is_transformed() -> bool:

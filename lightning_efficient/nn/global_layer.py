@@ -13,7 +13,7 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_positive
 from lightning_efficient.functional._global_layer import can_fuse, fused_global_layer
 from lightning_efficient.functional._precision import at_least_float32
-from lightning_efficient.functional.advection_diffusion import Solver, advection_diffusion
+from lightning_efficient.functional.advection_diffusion import Solver, advection_diffusion, is_small_inference
 from lightning_efficient.nn._coefficients import (
     COEFFICIENT_KINDS,
     Coefficient,
@@ -179,6 +179,8 @@ class GlobalLayer(nn.Module):
         if self.solver not in ("auto", "fused") or self.tied or self.velocity_bound is not None:
             return False
         if isinstance(initial, torch.fx.Proxy):
+            return False
+        if self.solver == "auto" and is_small_inference(initial):
             return False
         coefficients = self._coefficients()
         if any(type(each) is not Coefficient for each in coefficients):  # somebody put something else there

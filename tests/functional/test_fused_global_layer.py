@@ -299,3 +299,13 @@ def test_with_its_convolutions_the_layer_keeps_six_maps(steps: int) -> None:
     parameters = {each.untyped_storage().data_ptr() for each in layer.parameters()}
     maps = sum(size for place, size in kept.items() if place not in parameters) / inputs.untyped_storage().nbytes()
     assert maps == pytest.approx(6, abs=0.1)
+
+
+def test_small_maps_without_gradients_take_plain_operations() -> None:
+    torch.manual_seed(0)
+    layer, x = GlobalLayer(3, steps=2).double().eval(), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        assert not layer._can_fuse(x)
+        plain = layer(x)
+    assert layer._can_fuse(x)
+    torch.testing.assert_close(layer(x), plain, rtol=1e-12, atol=1e-12)
