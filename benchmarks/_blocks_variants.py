@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -166,9 +165,7 @@ def latencies(task: Task, names: Sequence[str], device: str, rounds: int) -> dic
     for batch, repeats in BATCHES.items():
         images = _images(task, batch).to(device, memory_format=torch.channels_last)
         calls = {name: partial(_forward, network, images, repeats) for name, network in networks.items()}
-        gc.freeze()  # else each collection between two calls goes through all that torch and timm ever made
         times = paired(calls, rounds, warmup=3, clock=process_time if device == "cpu" else perf_counter)
-        gc.unfreeze()
         for name in every:
             milliseconds = 1000 * statistics.median(times[name]) / repeats
             found[name][str(batch)] = {"ms": milliseconds, **ratio(times, BASE, name)}

@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import multiprocessing
 import statistics
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
@@ -36,8 +34,7 @@ from typing import Any
 import torch
 from _blocks_variants import BASE, VARIANTS, Task, classifier, footprint, latencies, widths_of
 from harness import RESULTS, command_line, device_name, save, steady_allocator, table
-from images import OnDevice
-from lightning.pytorch import Trainer, seed_everything
+from images import OnDevice, quiet_trainer, settle
 
 _BLOCKS, _NARROW, _WIDE = (3, 3, 3, 3), (8, 16, 32, 32), (16, 32, 64, 64)
 TASKS = {
@@ -58,10 +55,7 @@ def train(
     task: Task, name: str, widths: tuple[int, ...], rate: Mapping[str, float], seed: int, device: str
 ) -> dict[str, Any]:
     """Train a network from scratch, and return its accuracies on the validation and test parts."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    seed_everything(seed, verbose=False)
+    settle(seed)
     data = OnDevice(task, seed, device)
     steps = task.epochs * len(data.train_dataloader())
     module = classifier(
@@ -75,11 +69,7 @@ def train(
         lr_interval="step",
     )
     module.data_config = {}  # the images are normalised here
-    engine = Trainer(
-        max_epochs=task.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, num_sanity_val_steps=0,
-        check_val_every_n_epoch=task.epochs, enable_checkpointing=False, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1_000_000,
-    )  # fmt: skip
+    engine = quiet_trainer(task.epochs, device, check_val_every_n_epoch=task.epochs)
     engine.fit(module, datamodule=data)
     held_out = {key: float(engine.callback_metrics[key]) for key in ("val/accuracy", "val/loss")}
     [tested] = engine.test(module, datamodule=data, verbose=False)

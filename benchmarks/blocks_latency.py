@@ -9,7 +9,7 @@ memory. A speed-up is the median over the rounds of the time of the base over th
 
 Times are those of the process on the processor, with one thread, so that others who use the machine count as little as
 they can; on an idle machine that is the time on the clock. glibc's allocator keeps its memory (see ``harness``), as a
-server with jemalloc would; without, layers that write large tensors take several times as long. Weights are random.
+server with jemalloc would; without, layers that write large tensors take longer. Weights are random.
 
 Writes ``results/blocks_latency_<network>.json`` and ``docs/images/blocks_latency.png``.
 

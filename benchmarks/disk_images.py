@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import multiprocessing
 import statistics
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,8 +31,8 @@ from typing import Any
 
 import torch
 from harness import RESULTS, command_line, device_name, save, table
-from images import OnDevice
-from lightning.pytorch import Callback, Trainer, seed_everything
+from images import OnDevice, quiet_trainer, settle
+from lightning.pytorch import Callback, Trainer
 
 from lightning_efficient.callbacks.guide_schedule import GuideSchedule
 from lightning_efficient.functional.schedules import CosineSchedule
@@ -103,10 +101,7 @@ def train(
     keep: str | None = None,
 ) -> dict[str, Any]:
     """Train a network with a method, and return its accuracies."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    seed_everything(seed, verbose=False)
+    settle(seed)
     data = OnDevice(task, seed, device)
     steps = epochs * len(data.train_dataloader())
     module = Distiller(
@@ -126,12 +121,7 @@ def train(
     if options["objective"] == "disk":
         schedules = {"multiplier": CosineSchedule(1, 5, cycles=4), "budget": CosineSchedule(0.6, 0.4, 10, 0.9)}
         callbacks.append(GuideSchedule(**schedules))
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    engine = Trainer(
-        max_epochs=epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, num_sanity_val_steps=0,
-        check_val_every_n_epoch=epochs, enable_checkpointing=False, callbacks=callbacks,
-        log_every_n_steps=1_000_000, **quiet,
-    )  # fmt: skip
+    engine = quiet_trainer(epochs, device, check_val_every_n_epoch=epochs, callbacks=callbacks)
     engine.fit(module, datamodule=data)
     found = {key: float(engine.callback_metrics[key]) for key in ("val/accuracy", *guide_keys(engine))}
     [tested] = engine.test(module, datamodule=data, verbose=False)

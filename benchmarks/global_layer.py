@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--compile", action="store_true", help="with the reference compiled, minutes for each K")
+    parser.add_argument("--shape", type=int, nargs=4, metavar=("N", "C", "H", "W"), help="another shape; saves nothing")
     parser.add_argument("--quick", action="store_true", help="a toy that shows that the script runs; saves nothing")
     parser.add_argument("--draw", action="store_true", help="print the saved results")
     arguments = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
         report(json.loads((RESULTS / "global_layer.json").read_text()))
         return
     torch.set_num_threads(1)
-    shape = QUICK_SHAPE if arguments.quick else SHAPE
+    shape = QUICK_SHAPE if arguments.quick else tuple(arguments.shape or SHAPE)
     rounds = 2 if arguments.quick else arguments.rounds
     studies = [
         study(shape, steps, diffusion, rounds, arguments.compile)
@@ -213,7 +214,7 @@ def main() -> None:
     ]
     record = {"shape": shape, "rounds": rounds, "studies": studies}
     report(record)
-    if not arguments.quick:
+    if not arguments.quick and arguments.shape is None:
         save("global_layer", record)
 
 

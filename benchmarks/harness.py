@@ -62,6 +62,7 @@ def paired(
     times: dict[str, list[float]] = {name: [] for name in variants}
     collecting = gc.isenabled()
     gc.disable()
+    gc.freeze()  # else each collection goes through all that torch and timm ever made
     try:
         for index in range(-warmup, rounds):
             for name in list(variants) if index % 2 == 0 else reversed(list(variants)):
@@ -72,6 +73,7 @@ def paired(
                 if index >= 0:
                     times[name].append(elapsed)
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
     return times

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch import Tensor
 
 from lightning_efficient.datamodules import TorchvisionImages
@@ -17,6 +19,30 @@ from lightning_efficient.datamodules._image_arrays import read_digits, read_torc
 from lightning_efficient.datamodules._splits import stratified_split
 
 DATA_VARIABLE = "LIGHTNING_EFFICIENT_DATA"
+
+
+def settle(seed: int) -> None:
+    """Make a process that trains quiet, and its run a function of the seed; one thread."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    seed_everything(seed, verbose=False)
+
+
+def quiet_trainer(epochs: int, device: str, **options: Any) -> Trainer:
+    """Return a Trainer that prints, logs and saves nothing."""
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1_000_000,
+        **options,
+    )
 
 
 class ImageTask(Protocol):

@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import multiprocessing
 import statistics
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,8 +31,7 @@ from typing import Any
 
 import torch
 from harness import RESULTS, command_line, device_name, save, table
-from images import OnDevice
-from lightning.pytorch import Trainer, seed_everything
+from images import OnDevice, quiet_trainer, settle
 from torch import Tensor
 
 from lightning_efficient import functional as LF
@@ -93,10 +90,7 @@ METHODS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 
 def train(task: Task, options: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
     """Train a network with a method, and return what it does when it may abstain."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    seed_everything(seed, verbose=False)
+    settle(seed)
     data = OnDevice(task, seed, device, indices=options["objective"] == "sat")
     steps = task.epochs * len(data.train_dataloader())
     module = SelectiveClassifier(
@@ -108,11 +102,7 @@ def train(task: Task, options: Mapping[str, Any], seed: int, device: str) -> dic
         lr_interval="step",
         **options,
     )
-    engine = Trainer(
-        max_epochs=task.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, num_sanity_val_steps=0,
-        limit_val_batches=0, enable_checkpointing=False, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1_000_000,
-    )  # fmt: skip
+    engine = quiet_trainer(task.epochs, device, limit_val_batches=0)
     engine.fit(module, datamodule=data)
     module.eval().to(device)
     scores = [module.score] if module.score == "msp" else [module.score, "msp"]

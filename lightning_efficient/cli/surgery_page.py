@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from rich import box
-from rich.console import Group
+from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -36,8 +36,8 @@ def surgery_page(costs: SurgeryCosts) -> Group:
 def _table(costs: SurgeryCosts) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     for column, width in _COLUMNS.items():
-        side = "left" if column in ("block", "was / is") else "right"
-        table.add_column(column, justify=side, min_width=width, max_width=width, overflow="fold")  # type: ignore[arg-type]
+        side: JustifyMethod = "left" if column in ("block", "was / is") else "right"
+        table.add_column(column, justify=side, min_width=width, max_width=width, overflow="fold")
     last = None
     for row in costs.rows:
         kinds = row.old, row.new

@@ -92,7 +92,7 @@ def fused_global_layer(
     inputs: Sequence[Tensor],
     norms: Sequence[nn.BatchNorm2d],
     *,
-    convolutions: Sequence[nn.Module] | None = None,
+    convolutions: Sequence[Any] | None = None,
     diffusion: tuple[float, float] | None = None,
     source: Tensor | None,
     previous: Tensor,
@@ -108,8 +108,8 @@ def fused_global_layer(
             their outputs, of the same shape; half precision is computed with in the precision of ``initial``.
         norms: Batch norms of the convolutions' outputs in their order, then that of the output. Their running
             statistics are updated.
-        convolutions: Of any kind; depthwise ones that look at a state are computed a block at a time. None where
-            ``inputs`` are their outputs already.
+        convolutions: Modules of any kind; depthwise ones that look at a state are computed a block at a time. None
+            where ``inputs`` are their outputs already.
         diffusion: ``(Dx, Dy)`` where they are numbers.
         source: As in ``advection_diffusion``, of the dtype of ``initial``.
         previous: As in ``advection_diffusion``, of the dtype of ``initial``.
@@ -135,7 +135,7 @@ def fused_global_layer(
         pairs = [*zip(convolutions, inputs, strict=True)]
         if all(id(each) in roles and can_convolve(module, each) for module, each in pairs):
             seen = [roles[id(each)] for each in inputs]
-            given = [each for module in convolutions for each in (module.weight, module.bias)]  # type: ignore[misc]
+            given = [each for module in convolutions for each in (module.weight, module.bias)]
         else:
             given = [module(each) for module, each in pairs]
     used = [use_norm(norm) for norm in norms]
@@ -319,11 +319,9 @@ def _convolve_backward(
 def _given_moments(setup: Setup, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the running statistics, or room for those of the batch."""
     room = like.new_empty(like.shape[1])
-    pairs = [
-        (room, room) if norm.batch or norm.running_mean is None else (norm.running_mean, norm.running_var)
-        for norm in setup.norms
-    ]
-    return torch.stack([mean for mean, _ in pairs]), torch.stack([var for _, var in pairs])  # type: ignore[misc]
+    means = [room if norm.batch or norm.running_mean is None else norm.running_mean for norm in setup.norms]
+    variances = [room if norm.batch or norm.running_var is None else norm.running_var for norm in setup.norms]
+    return torch.stack(means), torch.stack(variances)
 
 
 def _update(norm: Norm, mean: Tensor, var: Tensor, count: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._advection_diffusion import FusedAdvectionDiffusion
 from lightning_efficient.functional._advection_diffusion_steps import Scheme
-from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional._checks import check_choice, check_positive, is_integer
 from lightning_efficient.functional._precision import at_least_float32
 
 SMALL = 1 << 17
@@ -82,10 +82,10 @@ def advection_diffusion(
     """
     check_choice("solver", solver, get_args(Solver))
     check_positive("dt", dt)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_integer(steps) or steps < 1:
         raise ConfigurationError(f"steps={steps!r} must be a whole number, at least 1.")
     pair = spacing if isinstance(spacing, tuple | list) else ()
-    if len(pair) != 2 or any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in pair):
+    if len(pair) != 2 or any(not is_integer(each) or each < 1 for each in pair):
         raise ConfigurationError(f"spacing={spacing!r} must be two whole numbers of pixels, each at least 1.")
     if not all(isinstance(each, Tensor) for each in velocity):
         raise ConfigurationError("velocity must be two maps; numbers are allowed for diffusion only.")

@@ -148,7 +148,8 @@ class ImageClassifier(Classifier):
 
     def network_before_surgery(self) -> nn.Module:
         """Return the backbone as ``surgery`` finds it, newly made and with weights of its own."""
-        return create_backbone(*self._made_of)
+        with torch.random.fork_rng(devices=[]):  # what is made to be looked at does not move the run's numbers
+            return create_backbone(*self._made_of)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how the backbone was changed, also by hand after it was built."""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional._checks import check_choice, check_number, check_positive, is_integer
 from lightning_efficient.functional._precision import at_least_float32
-from lightning_efficient.nn._option_checks import check_number, is_integer
 
 CoefficientKind: TypeAlias = Literal["depthwise", "identity", "conv", "pointwise", "basic_block", "bottleneck"]
 """What looks at the features: a convolution per channel, nothing, a full or a 1x1 convolution, or a residual block."""

@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional._checks import check_choice, check_fraction
+from lightning_efficient.functional._checks import check_choice, check_count, check_flag, check_fraction, check_number
 from lightning_efficient.nn._coefficients import activation_type, new_map
-from lightning_efficient.nn._option_checks import check_count, check_flag, check_number
 from lightning_efficient.nn.timm_blocks import activation_of, facts_of, init_convolution_
 
 INIT_KINDS = ("dense", "basic_block")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a layer stands.
-
-    Attributes:
-        channels: Of its features.
-        init: Its initialiser; None is the identity.
-        kernel_size: Of its convolutions.
-        act: Its activation.
-    """
-
-    channels: int
-    init: nn.Module | None
-    kernel_size: int
-    act: type[nn.Module] | str
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def initialiser_of(
+def placed_at(
+    layer: Callable[..., Layer],
     name: str,
     block: nn.Module,
     *,
     wrap: bool,
-    channels: int | None,
-    expansion: float | None,
-    init_kind: str | None,
-    kernel_size: int | str,
-    act: type[nn.Module] | str | None,
-) -> Place:
-    """Read off a block what a layer at its place needs.
+    channels: int | None = None,
+    expansion: float | None = None,
+    init_kind: Literal["dense", "basic_block"] | None = None,
+    kernel_size: int | Literal["block"] = 3,
+    act: type[nn.Module] | str | None = None,
+    **options: Any,
+) -> Layer:
+    """Make the layer that stands at or behind a block of a network.
+
+    Args:
+        layer: Takes ``(channels, init, kernel_size=, act=, **options)``.
+        name: Of the block, for errors.
+        block: Of the network.
+        wrap: Whether the block becomes the layer's initialiser; else the layer takes the block's output.
+        channels: Of the block's output; None reads them off the block.
+        expansion: Rebuild the block, an InvertedResidual, with this ratio of expansion and fresh weights first.
+        init_kind: Initialiser of a layer that does not wrap: "dense" is DenseNet's (two convolutions, each behind
+            BatchNorm and activation), "basic_block" a residual block, None the identity.
+        kernel_size: "block" is that of the block.
+        act: None is the block's.
+        **options: Of the layer.
 
     Raises:
-        ConfigurationError: it cannot be read off, or options exclude each other.
+        ConfigurationError: the block's channels cannot be read off, or options exclude each other.
     """
     check_flag("wrap", wrap)
     if channels is not None:
@@ -64,13 +64,14 @@ def initialiser_of(
     if isinstance(kernel_size, str):
         check_choice("kernel_size", kernel_size, ["block"])
         kernel_size = _kernel_size(name, block)
-    if init_kind is None:
-        return Place(width, block if wrap else None, kernel_size, act)
-    check_choice("init_kind", init_kind, INIT_KINDS)
-    if wrap:
-        raise ConfigurationError(f"init_kind={init_kind!r} needs wrap=False: {name} is the initialiser otherwise.")
-    made = dense_initialiser(width, act) if init_kind == "dense" else new_map(width, init_kind, 3, activation_type(act))
-    return Place(width, made, kernel_size, act)
+    init = block if wrap else None
+    if init_kind is not None:
+        check_choice("init_kind", init_kind, INIT_KINDS)
+        if wrap:
+            raise ConfigurationError(f"init_kind={init_kind!r} needs wrap=False: {name} is the initialiser otherwise.")
+        dense = init_kind == "dense"
+        init = dense_initialiser(width, act) if dense else new_map(width, init_kind, 3, activation_type(act))
+    return layer(width, init, kernel_size=kernel_size, act=act, **options)
 
 
 def dense_initialiser(channels: int, act: type[nn.Module] | str) -> nn.Sequential:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_efficient.nn._cifar_models import EntryPoint, configuration, entry_point, register, small_resnet
+
 # blocks per stage and widths; the stem is as wide as the first stage
 _RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "cifar_resnet32": ((5, 5, 5), (16, 32, 64)),
@@ -22,19 +24,8 @@ CIFAR_NETWORKS: tuple[str, ...] = (*_RESNETS, *_DENSENETS)
 
 # timm reads this name of the module in which an entry point lives
 default_cfgs: dict[str, dict[str, Any]] = {
-    name: {
-        "url": "",
-        "num_classes": 100,
-        "input_size": (3, 32, 32),
-        "pool_size": (8, 8),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (129.3 / 255, 124.1 / 255, 112.4 / 255),
-        "std": (68.2 / 255, 65.4 / 255, 70.4 / 255),
-        "first_conv": "conv1" if name in _RESNETS else "features.conv0",
-        "classifier": "fc" if name in _RESNETS else "classifier",
-    }
-    for name in CIFAR_NETWORKS
+    **{name: configuration(8) for name in _RESNETS},
+    **{name: configuration(8, "features.conv0", "classifier") for name in _DENSENETS},
 }
 
 
@@ -59,36 +50,25 @@ def register_cifar_networks() -> None:
         Zagoruyko, Komodakis. Wide Residual Networks. BMVC 2016.
         Huang, Liu, van der Maaten, Weinberger. Densely Connected Convolutional Networks. CVPR 2017.
     """
-    import timm
-    from timm.models import register_model
-
-    for name in CIFAR_NETWORKS:
-        if not timm.is_model(name):
-            register_model(globals()[name])
+    register(CIFAR_NETWORKS, globals())
 
 
-def _resnet(name: str) -> Callable[..., nn.Module]:
+def _resnet(name: str) -> EntryPoint:
     layers, widths = _RESNETS[name]
 
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         return _build(_build_resnet, name, pretrained, {"layers": layers, "channels": widths, **options})
 
-    return _named(create, name, f"Build {name}: {sum(layers)} basic blocks of widths {widths}.")
+    return entry_point(name, f"Build {name}: {sum(layers)} basic blocks of widths {widths}.", create)
 
 
-def _densenet(name: str) -> Callable[..., nn.Module]:
+def _densenet(name: str) -> EntryPoint:
     growth, layers = _DENSENETS[name]
 
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         return _build(_build_densenet, name, pretrained, {"growth_rate": growth, "block_config": layers, **options})
 
-    return _named(create, name, f"Build {name}: dense blocks of {layers} layers with growth {growth}.")
-
-
-def _named(create: Callable[..., nn.Module], name: str, text: str) -> Callable[..., nn.Module]:
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = text
-    return create
+    return entry_point(name, f"Build {name}: dense blocks of {layers} layers with growth {growth}.", create)
 
 
 def _build(builder: Callable[..., nn.Module], name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -102,23 +82,8 @@ def _build(builder: Callable[..., nn.Module], name: str, pretrained: bool, optio
 def _build_resnet(*, channels: tuple[int, ...], in_chans: int = 3, **options: Any) -> nn.Module:
     from timm.models.resnet import BasicBlock
 
-    block: Any = options.pop("block", BasicBlock)
-    network: Any = _three_stages()(
-        # the deep stem is replaced below; only its width matters, which the plain one cannot choose
-        block,
-        channels=channels,
-        in_chans=in_chans,
-        stem_type="deep",
-        stem_width=channels[0] // 2,
-        **options,
-    )
-    old = network.conv1[0].weight
-    network.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, device=old.device, dtype=old.dtype)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()
+    network: Any = small_resnet(_three_stages(), options.pop("block", BasicBlock), channels, in_chans, options)
     network.layer4 = nn.Sequential()
-    for info, reduction in zip(network.feature_info, (1, 1, 2, 4), strict=True):
-        info["reduction"] = reduction
     return network
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
+from lightning_efficient.nn._cifar_models import EntryPoint, configuration, entry_point, register, small_resnet
 
 _WIDTHS = {
     "xxxs": (4, 8, 8, 16),
@@ -28,21 +29,7 @@ CIFAR_RESNETS: tuple[str, ...] = tuple(_FAMILY)
 """Names that ``timm.create_model`` knows after :func:`register_cifar_resnets`."""
 
 # timm reads this name of the module in which an entry point lives
-default_cfgs: dict[str, dict[str, Any]] = {
-    name: {
-        "url": "",
-        "num_classes": 100,
-        "input_size": (3, 32, 32),
-        "pool_size": (4, 4),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (129.3 / 255, 124.1 / 255, 112.4 / 255),
-        "std": (68.2 / 255, 65.4 / 255, 70.4 / 255),
-        "first_conv": "conv1",
-        "classifier": "fc",
-    }
-    for name in CIFAR_RESNETS
-}
+default_cfgs: dict[str, dict[str, Any]] = {name: configuration(4) for name in CIFAR_RESNETS}
 
 
 def register_cifar_resnets() -> None:
@@ -62,15 +49,10 @@ def register_cifar_resnets() -> None:
     Reference:
         Kag, Acar, Gangrade, Saligrama. Scaffolding a Student to Instill Knowledge. ICLR 2023.
     """
-    import timm
-    from timm.models import register_model
-
-    for name in CIFAR_RESNETS:
-        if not timm.is_model(name):
-            register_model(globals()[name])
+    register(CIFAR_RESNETS, globals())
 
 
-def _entry_point(name: str) -> Callable[..., nn.Module]:
+def _entry_point(name: str) -> EntryPoint:
     layers, widths = _FAMILY[name]
 
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
@@ -78,25 +60,13 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
 
         return build_model_with_cfg(_build, name, pretrained, **{"layers": layers, "channels": widths, **options})
 
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"Build {name}: {sum(layers)} basic blocks of widths {widths}."
-    return create
+    return entry_point(name, f"Build {name}: {sum(layers)} basic blocks of widths {widths}.", create)
 
 
 def _build(*, channels: tuple[int, ...], in_chans: int = 3, **options: Any) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
-    block: Any = BasicBlock
-    # the deep stem is replaced below; only its width matters, which the plain one cannot choose
-    network: Any = ResNet(
-        block, channels=channels, in_chans=in_chans, stem_type="deep", stem_width=channels[0] // 2, **options
-    )
-    old = network.conv1[0].weight
-    network.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, device=old.device, dtype=old.dtype)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()
-    for info, reduction in zip(network.feature_info, (1, 1, 2, 4, 8), strict=True):
-        info["reduction"] = reduction
+    network: nn.Module = small_resnet(ResNet, BasicBlock, channels, in_chans, options)
     return network
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch.fx
 from torch import Tensor, nn
 
+from lightning_efficient.functional._checks import check_count, check_flag
 from lightning_efficient.nn._coefficients import activation_type, check_kernel_size
-from lightning_efficient.nn._option_checks import check_count, check_flag
 from lightning_efficient.nn._placed_layer import (
     checked_map,
     feature_info_of,
-    initialiser_of,
+    placed_at,
     same_shape_or,
     surroundings,
 )
@@ -92,43 +92,17 @@ class DepthwiseLayer(nn.Module):
         return feature_info_of(self.init, self.channels, location)
 
 
-def depthwise_layer_at(
-    name: str,
-    block: nn.Module,
-    *,
-    wrap: bool,
-    channels: int | None = None,
-    expansion: float | None = None,
-    init_kind: Literal["dense", "basic_block"] | None = None,
-    kernel_size: int | Literal["block"] = 3,
-    act: type[nn.Module] | str | None = None,
-    **options: Any,
-) -> DepthwiseLayer:
+def depthwise_layer_at(name: str, block: nn.Module, *, wrap: bool, **options: Any) -> DepthwiseLayer:
     """Make the depthwise layer that stands at or behind a block of a network.
 
     Args:
         name: Of the block, for errors.
         block: Of the network.
         wrap: Whether the block becomes the layer's initialiser; else the layer takes the block's output.
-        channels: Of the block's output; None reads them off the block.
-        expansion: Rebuild the block, an InvertedResidual, with this ratio of expansion and fresh weights first.
-        init_kind: Initialiser of a layer that does not wrap, as in
-            :func:`~lightning_efficient.nn.global_layer.global_layer_at`.
-        kernel_size: "block" is that of the block.
-        act: None is the block's.
-        **options: Of :class:`DepthwiseLayer`.
+        **options: Of :class:`DepthwiseLayer`, and ``channels``, ``expansion``, ``init_kind``, ``kernel_size="block"``
+            and ``act=None``, see :func:`~lightning_efficient.nn._placed_layer.placed_at`.
 
     Raises:
         ConfigurationError: the block's channels cannot be read off, or options exclude each other.
     """
-    place = initialiser_of(
-        name,
-        block,
-        wrap=wrap,
-        channels=channels,
-        expansion=expansion,
-        init_kind=init_kind,
-        kernel_size=kernel_size,
-        act=act,
-    )
-    return DepthwiseLayer(place.channels, place.init, place.kernel_size, place.act, **options)
+    return placed_at(DepthwiseLayer, name, block, wrap=wrap, **options)

@@ -10,7 +10,14 @@ import torch.fx
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional._checks import check_choice, check_positive
+from lightning_efficient.functional._checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_positive,
+    is_integer,
+)
 from lightning_efficient.functional._global_layer import can_fuse, fused_global_layer
 from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.advection_diffusion import Solver, advection_diffusion, is_small_inference
@@ -24,11 +31,10 @@ from lightning_efficient.nn._coefficients import (
     coefficient_eps,
     flow,
 )
-from lightning_efficient.nn._option_checks import check_count, check_flag, check_number, is_integer
 from lightning_efficient.nn._placed_layer import (
     checked_map,
     feature_info_of,
-    initialiser_of,
+    placed_at,
     same_shape_or,
     surroundings,
 )
@@ -180,12 +186,12 @@ class GlobalLayer(nn.Module):
             return False
         if isinstance(initial, torch.fx.Proxy):
             return False
-        if self.solver == "auto" and is_small_inference(initial):
-            return False
         coefficients = self._coefficients()
         if any(type(each) is not Coefficient for each in coefficients):  # somebody put something else there
             return False
-        return can_fuse([*(each.norm for each in coefficients), self.norm], self.act, initial, around=coefficients)
+        norms = [*(each.norm for each in coefficients), self.norm]
+        fits = can_fuse(norms, self.act, initial, around=coefficients)
+        return fits and not (self.solver == "auto" and is_small_inference(initial))
 
     def _fused(self, initial: Tensor, source: Tensor) -> Tensor:
         seen = source if self.velocity_from == "source" else initial
@@ -260,46 +266,20 @@ class GlobalLayer(nn.Module):
         return f"{self.channels}, " + ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
-def global_layer_at(
-    name: str,
-    block: nn.Module,
-    *,
-    wrap: bool,
-    channels: int | None = None,
-    expansion: float | None = None,
-    init_kind: Literal["dense", "basic_block"] | None = None,
-    kernel_size: int | Literal["block"] = 3,
-    act: type[nn.Module] | str | None = None,
-    **options: Any,
-) -> GlobalLayer:
+def global_layer_at(name: str, block: nn.Module, *, wrap: bool, **options: Any) -> GlobalLayer:
     """Make the Global layer that stands at or behind a block of a network.
 
     Args:
         name: Of the block, for errors.
         block: Of the network.
         wrap: Whether the block becomes the layer's initialiser; else the layer takes the block's output.
-        channels: Of the block's output; None reads them off the block.
-        expansion: Rebuild the block, an InvertedResidual, with this ratio of expansion and fresh weights first.
-        init_kind: Initialiser of a layer that does not wrap: "dense" is DenseNet's (two convolutions, each behind
-            BatchNorm and activation), "basic_block" a residual block, None the identity.
-        kernel_size: "block" is that of the block.
-        act: None is the block's.
-        **options: Of :class:`GlobalLayer`.
+        **options: Of :class:`GlobalLayer`, and ``channels``, ``expansion``, ``init_kind``, ``kernel_size="block"``
+            and ``act=None``, see :func:`~lightning_efficient.nn._placed_layer.placed_at`.
 
     Raises:
         ConfigurationError: the block's channels cannot be read off, or options exclude each other.
     """
-    place = initialiser_of(
-        name,
-        block,
-        wrap=wrap,
-        channels=channels,
-        expansion=expansion,
-        init_kind=init_kind,
-        kernel_size=kernel_size,
-        act=act,
-    )
-    return GlobalLayer(place.channels, place.init, kernel_size=place.kernel_size, act=place.act, **options)
+    return placed_at(GlobalLayer, name, block, wrap=wrap, **options)
 
 
 def _spacing(given: int | Sequence[int]) -> tuple[int, int]:

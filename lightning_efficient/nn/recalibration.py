@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.nn._option_checks import is_integer
+from lightning_efficient.functional._checks import is_integer
 
 
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any], max_batches: int = 200) -> int:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.functional._checks import check_choice, check_flag, is_integer
 from lightning_efficient.nn._folded_branch import can_fold, folded_with_shortcut
-from lightning_efficient.nn._option_checks import check_flag, is_integer
 from lightning_efficient.nn._resampling import (
     SAMPLINGS,
     UPSAMPLINGS,

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
-from lightning_efficient.functional._checks import check_choice
-from lightning_efficient.nn._option_checks import check_flag, is_integer, stage_numbers
-from lightning_efficient.nn._placed_layer import check_width
+from lightning_efficient.functional._checks import check_choice, check_flag, is_integer
+from lightning_efficient.nn._placed_layer import check_width, placed_at
 from lightning_efficient.nn.global_layer_presets import GLOBAL_LAYER_PRESETS
+from lightning_efficient.nn.surgery._stages import stage_numbers
 from lightning_efficient.nn.surgery.densenet import dense_layers, is_densenet, transition_widths
 from lightning_efficient.nn.surgery.makers import MAKERS, Maker, imported
 from lightning_efficient.nn.surgery.steps import Step, append_step, delete_step, replace_step
@@ -229,12 +229,17 @@ def _stage_steps(
 
 
 def _check_removable(name: str, block: nn.Module) -> None:
-    facts = facts_of(block)
-    if facts is None:
+    if facts_of(block) is None:
         raise ConfigurationError(
             f"{name} is a {type(block).__name__}; condensation removes only blocks of the types {list(BLOCK_TYPES)}"
         )
-    if facts.stride != 1 or facts.in_channels != facts.out_channels:
+    check_keeps_shape(name, block)
+
+
+def check_keeps_shape(name: str, block: nn.Module) -> None:
+    """Raise where a block changes the shape of its input, so that nothing fits without it; unknown blocks pass."""
+    facts = facts_of(block)
+    if facts is not None and (facts.stride != 1 or facts.in_channels != facts.out_channels):
         raise ConfigurationError(f"{name} changes the shape of its input and cannot be removed; give a larger keep")
 
 
@@ -304,7 +309,7 @@ def _options(
 ) -> dict[str, Any]:
     if not isinstance(layer, str):
         return dict(given) if layer else {}
-    known = _option_names(layer)
+    known = option_names(layer)
     fresh = ("expansion", "init_kind") if pretrained else ()  # what would draw new weights in front of the layer
     options = {name: value for name, value in settings.items() if name in known and name not in fresh} | dict(given)
     if pretrained and not options.get("residual"):
@@ -319,15 +324,16 @@ def _check_options(then: Layer | None, given: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"then=None makes no layer that could take {sorted(given)[0]!r}")
     if isinstance(then, str):
         check_choice("then", then, LAYERS)
-        known = _option_names(then)
+        known = option_names(then)
         if unknown := [name for name in given if name not in known]:
             own = inspect.signature(condensation_steps).parameters.keys() - {"model", "pretrained", "layer_options"}
             hint = did_you_mean(unknown[0], known | own)
             raise ConfigurationError(f"{then} has no option {unknown[0]!r}.{hint}")
 
 
-def _option_names(layer: str) -> set[str]:
+def option_names(layer: str) -> set[str]:
+    """Return the names of the options of a layer that stands in a network, by the layer's name."""
     maker = imported(MAKERS[layer])
     made = getattr(inspect.getmodule(maker), layer)
-    names = {*inspect.signature(maker).parameters, *inspect.signature(made).parameters}
-    return names - {"name", "block", "init", "options", "wrap"}
+    names = {*inspect.signature(placed_at).parameters, *inspect.signature(made).parameters}
+    return names - {"layer", "name", "block", "init", "options", "wrap"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.nn._option_checks import is_integer
+from lightning_efficient.functional._checks import is_integer
 
 Slices: TypeAlias = dict[str, tuple[Tensor, ...]]
 """Key of the state dict -> indices that are kept, one tensor per dimension that is cut, from dimension 0 on."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional._checks import check_choice
-from lightning_efficient.nn._option_checks import is_integer, stage_numbers
+from lightning_efficient.functional._checks import check_choice, is_integer
 from lightning_efficient.nn._resampling import Sampling, Upsampling
 from lightning_efficient.nn.spatial_interpolation import (
     DESIGNS,
@@ -19,14 +17,14 @@ from lightning_efficient.nn.spatial_interpolation import (
     SpatialInterpolation,
     check_interpolation,
 )
+from lightning_efficient.nn.surgery._stages import stage_numbers, stage_of
+from lightning_efficient.nn.surgery.makers import MAKERS
 from lightning_efficient.nn.surgery.meta import example_shape, output_sizes
+from lightning_efficient.nn.surgery.steps import merge_step, replace_step
 from lightning_efficient.nn.timm_blocks import BLOCK_TYPES, BlockFacts, facts_of
 
 Which: TypeAlias = Literal["skip", "stride1"]
 PolicyDesign: TypeAlias = Literal["add", "detail", "strided", "grid", "chain"]
-
-_REPLACEMENTS = ("SpatialInterpolation", "InterpolatedChain", "GlobalLayer", "DepthwiseLayer")
-_STAGE = re.compile(r"(?:^|\.)(?:blocks|layer|stages)\.?(\d+)\.")
 
 
 def interpolation_steps(
@@ -110,9 +108,8 @@ def _step(
 ) -> dict[str, Any]:
     kinds = [found[name].kind for name in run]
     if len(run) > 1:
-        return {"op": "merge", "names": run, "old": kinds, "make": "InterpolatedChain", "options": dict(options)}
-    whole = {**options, **alone}
-    return {"op": "replace", "name": run[0], "old": kinds[0], "make": "SpatialInterpolation", "options": whole}
+        return {**merge_step(run, "InterpolatedChain", **options), "old": kinds}
+    return {**replace_step(run[0], "SpatialInterpolation", **options, **alone), "old": kinds[0]}
 
 
 def _candidates(model: nn.Module, which: str) -> dict[str, BlockFacts]:
@@ -121,7 +118,7 @@ def _candidates(model: nn.Module, which: str) -> dict[str, BlockFacts]:
     for name, module in model.named_modules():
         if name.startswith(inside):
             continue
-        if type(module).__name__ in _REPLACEMENTS:
+        if type(module).__name__ in MAKERS:  # put in by a surgery, or by hand
             inside += (f"{name}." if name else "",)
             continue
         facts = facts_of(module)
@@ -134,7 +131,7 @@ def _candidates(model: nn.Module, which: str) -> dict[str, BlockFacts]:
 
 
 def _in_stages(found: Mapping[str, BlockFacts], stages: Sequence[int]) -> dict[str, BlockFacts]:
-    numbers = {name: int(match[1]) for name in found if (match := _STAGE.search(name))}
+    numbers = {name: number for name in found if (number := stage_of(name)) is not None}
     unknown = [stage for stage in stages if stage not in numbers.values()]
     if unknown or not stages:
         raise ConfigurationError(

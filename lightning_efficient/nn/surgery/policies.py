@@ -24,12 +24,11 @@ class Policy:
 
     Args:
         path: ``"package.module:function"``.
-        fixed: Options that the policy sets.
-        made: Function or class whose options are passed on, where the function takes any.
+        fixed: Options that the policy sets. The options of the layer that ``then`` names are the policy's, too.
     """
 
-    def __init__(self, path: str, fixed: Mapping[str, Any] | None = None, made: Sequence[str] = ()) -> None:
-        self.path, self.fixed, self.made = path, dict(fixed or {}), made
+    def __init__(self, path: str, **fixed: Any) -> None:
+        self.path, self.fixed = path, fixed
 
     def __call__(self, model: nn.Module, *, pretrained: bool = False, **options: Any) -> list[Step]:
         """Return the steps; nothing is changed."""
@@ -38,29 +37,21 @@ class Policy:
 
     def options(self) -> list[str]:
         """Return the names of its options."""
-        names = _keywords(imported(self.path), named_only=True) or []
-        for path in self.made:
-            names += _keywords(imported(path), named_only=True) or []
-        hidden = {"model", "name", "block", "init", "pretrained", "wrap" if "wrap" not in names else "", *self.fixed}
-        return [name for name in dict.fromkeys(names) if name not in hidden]
+        from lightning_efficient.nn.surgery.condensation import option_names
 
+        names = _keywords(imported(self.path), named_only=True) or []
+        layer = self.fixed.get("then")
+        own = [] if layer is None else sorted(option_names(layer))
+        return [name for name in dict.fromkeys([*names, *own]) if name not in ("model", "pretrained", *self.fixed)]
+
+
+_CONDENSATION = f"{_HERE}.condensation:condensation_steps"
 
 POLICIES: dict[str, Callable[..., list[Step]]] = {
     "SpatialInterpolation": Policy(f"{_HERE}.interpolation:interpolation_steps"),
-    "GlobalLayer": Policy(
-        f"{_HERE}.condensation:condensation_steps",
-        {"then": "GlobalLayer"},
-        ("lightning_efficient.nn.global_layer:GlobalLayer", "lightning_efficient.nn.global_layer:global_layer_at"),
-    ),
-    "DepthwiseLayer": Policy(
-        f"{_HERE}.condensation:condensation_steps",
-        {"then": "DepthwiseLayer"},
-        (
-            "lightning_efficient.nn.depthwise_layer:DepthwiseLayer",
-            "lightning_efficient.nn.depthwise_layer:depthwise_layer_at",
-        ),
-    ),
-    "Condense": Policy(f"{_HERE}.condensation:condensation_steps", {"then": None}),
+    "GlobalLayer": Policy(_CONDENSATION, then="GlobalLayer"),
+    "DepthwiseLayer": Policy(_CONDENSATION, then="DepthwiseLayer"),
+    "Condense": Policy(_CONDENSATION, then=None),
 }
 """Policies by name, each ``(model, *, pretrained=False, **options) -> steps``."""
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._checks import is_integer
 from lightning_efficient.nn.surgery._architecture import check_architecture
 from lightning_efficient.nn.surgery._surgeon import Surgeon, inner_model
 from lightning_efficient.nn.surgery._takeover import is_replacement
@@ -24,7 +25,6 @@ from lightning_efficient.nn.surgery.steps import (
     replace_step,
 )
 from lightning_efficient.nn.surgery.where import Condition, matches, where_of
-from lightning_efficient.nn.timm_blocks import facts_of
 
 
 def plan(
@@ -154,14 +154,14 @@ def condense(
     Raises:
         ConfigurationError: there is no such stage, nothing in it goes, or a block that changes the shape would go.
     """
-    from lightning_efficient.nn.surgery.condensation import LAYERS
+    from lightning_efficient.nn.surgery.condensation import LAYERS, check_keeps_shape
 
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+    if not is_integer(keep) or keep < 0:
         raise ConfigurationError(f"keep={keep!r} must be an integer, 0 or more")
     if then is None and options:
         raise ConfigurationError(f"then=None makes nothing that could take {sorted(options)[0]!r}")
     stages = list(stage) if isinstance(stage, Sequence) and not isinstance(stage, str) else [stage]
-    if not stages or any(isinstance(each, bool) or not isinstance(each, int | str) for each in stages):
+    if not stages or any(not is_integer(each) and not isinstance(each, str) for each in stages):
         raise ConfigurationError(f"stage={stage!r} must be a number, a name, or a list of these")
     root, steps = inner_model(model), list[Step]()
     for each in stages:
@@ -173,7 +173,7 @@ def condense(
             given = {**options, "wrap": bool(rest) and options.get("wrap", False)}
         # what wraps a block, or is made by the user's function, answers for the shape by itself
         for going in rest[1:] if then is not None and given.get("wrap", True) else rest:
-            _check_removable(going, root.get_submodule(going))
+            check_keeps_shape(going, root.get_submodule(going))
         if then is not None:
             steps.append(replace_step(rest[0], then, **given) if rest else append_step(name, then, **given))
             rest = rest[1:]
@@ -241,12 +241,6 @@ def _stage_name(root: nn.Module, stage: int | str) -> str:
             return name
     known = [name for name, module in modules.items() if isinstance(module, nn.Sequential) and name.count(".") < 2]
     raise ConfigurationError(f"stage={stage!r} is no Sequential of {type(root).__name__}; there are {known[:12]}")
-
-
-def _check_removable(name: str, block: nn.Module) -> None:
-    facts = facts_of(block)
-    if facts is not None and (facts.stride != 1 or facts.in_channels != facts.out_channels):
-        raise ConfigurationError(f"{name} changes the shape of its input and cannot be removed; give a larger keep")
 
 
 def _nothing(what: str, model: nn.Module, options: Mapping[str, Any]) -> str:

@@ -170,11 +170,6 @@ def _imports(value: Any) -> Iterator[str]:
             yield from _imports(each)
 
 
-def described(step: Step) -> str:
-    """Return where a step acts, for messages."""
-    return str(step.get("name", ", ".join(step.get("names", ())) or step["op"]))
-
-
 def parameter_count(*modules: nn.Module) -> int:
     """Return how many parameters modules have together, each counted once."""
     return sum(each.numel() for each in {id(each): each for module in modules for each in module.parameters()}.values())

@@ -9,14 +9,13 @@ from typing import TypeAlias
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.nn.surgery._stages import stage_of
 from lightning_efficient.nn.surgery._takeover import named_originals
 from lightning_efficient.nn.surgery.meta import output_sizes
 from lightning_efficient.nn.timm_blocks import facts_of
 
 Test: TypeAlias = Callable[[str, nn.Module], bool]
 """``(name, module)`` to whether that module is meant."""
-
-_STAGE = re.compile(r"(?:^|\.)(?:(?:blocks|stages)\.|layer|features\.denseblock|features_denseblock)(\d+)\.")
 
 
 class Where:
@@ -121,12 +120,7 @@ def stage(*numbers: int) -> Where:
 
     Known are ``blocks.N``, ``stages.N``, ``layerN`` and ``features.denseblockN``.
     """
-
-    def inside(name: str, module: nn.Module) -> bool:
-        found = _STAGE.search(name)
-        return found is not None and int(found[1]) in numbers
-
-    return Where(lambda model: inside)
+    return Where(lambda model: lambda name, module: stage_of(name) in numbers)
 
 
 def _residual(name: str, module: nn.Module) -> bool:
