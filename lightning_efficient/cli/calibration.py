@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -17,9 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_efficient._trainer import callbacks_of, gather_objects
 from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
+from lightning_efficient.cli.routing_calibration import RoutingSamples
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskKind
-from lightning_efficient.functional.thresholds import RISK_OF_RULE, RULES_WITH_LEVEL, ThresholdRule
+from lightning_efficient.functional.drop_control import DROP_RULES, DROP_RULES_WITH_LEVEL
+from lightning_efficient.functional.thresholds import RISK_OF_RULE, RULES, RULES_WITH_LEVEL, ThresholdRule
+from lightning_efficient.inference.routing_thresholds import RoutingRule
 from lightning_efficient.inference.threshold_file import (
     ScoreSource,
     Split,
@@ -50,27 +53,50 @@ class Request:
     coverage: float | None = None
     confidence: float | None = None
     kind: RiskKind | None = None
-    rule: ThresholdRule | None = None
+    rule: ThresholdRule | RoutingRule | None = None
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.risk is None) == (self.coverage is None):
-            given = "neither is given" if self.risk is None else f"got {self.risk:g} and {self.coverage:g}"
-            raise ConfigurationError(f"calibrate needs one of --risk and --coverage; {given}")
+        targets = {"risk": self.risk, "coverage": self.coverage, "max_drop": self.max_drop}
+        given = [f"--{name} {value:g}" for name, value in targets.items() if value is not None]
+        if len(given) != 1:
+            got = f"got {' and '.join(given)}" if given else "none is given"
+            raise ConfigurationError(f"calibrate needs one of --risk, --coverage and --max_drop; {got}")
+        _check("max_drop", self.max_drop, lambda value: 0 < value < 1, "between 0 and 1, such as 0.01 for one point")
         _check("risk", self.risk, lambda value: 0 <= value < 1, "at least 0 and below 1, such as 0.01 for 1 %")
         _check("coverage", self.coverage, lambda value: 0 < value <= 1, "above 0 and at most 1, such as 0.9 for 90 %")
         _check("confidence", self.confidence, lambda value: 0 < value < 1, "between 0 and 1, such as 0.95 for 95 %")
         if self.coverage is not None and self.confidence is not None:
-            raise ConfigurationError("--confidence goes with --risk; a coverage is met without it")
+            raise ConfigurationError("--confidence goes with --risk or --max_drop; a coverage is met without it")
+        if self.max_drop is not None:
+            self._check_drop(self.rule)
+            return
         if self.rule is not None:
             self._check_rule(self.rule)
-        rule = self.rule or meant_rule(self.coverage, self.confidence, self.risk_kind)
+        rule = cast("ThresholdRule | None", self.rule) or meant_rule(self.coverage, self.confidence, self.risk_kind)
         if self.risk == 0 and rule in RISK_OF_RULE:
             raise ConfigurationError(
                 f"--risk is 0, and no number of samples shows that by the rule {rule}; give a risk above 0, such "
                 "as 0.01, or --rule empirical without --confidence"
             )
 
-    def _check_rule(self, rule: ThresholdRule) -> None:
+    def _check_drop(self, rule: str | None) -> None:
+        if self.kind is not None:
+            raise ConfigurationError("--kind goes with --risk; a drop of accuracy has one kind")
+        if rule is not None and rule not in (*DROP_RULES, "published"):
+            allowed = ", ".join((*DROP_RULES, "published"))
+            raise ConfigurationError(
+                f"--rule {rule} does not bound a drop; with --max_drop it must be one of {allowed}"
+            )
+        if rule in DROP_RULES_WITH_LEVEL and self.confidence is None:
+            raise ConfigurationError(f"--rule {rule} needs --confidence, such as 0.9")
+        if rule is not None and rule not in DROP_RULES_WITH_LEVEL and self.confidence is not None:
+            known = ", ".join(DROP_RULES_WITH_LEVEL)
+            raise ConfigurationError(f"--rule {rule} takes no --confidence; those that do are {known}")
+
+    def _check_rule(self, rule: str) -> None:
+        if rule not in RULES:
+            raise ConfigurationError(f"--rule {rule} goes with --max_drop; without it one of {', '.join(RULES)}")
         if (rule == "coverage") != (self.coverage is not None):
             needed = "--coverage" if rule == "coverage" else "--risk"
             raise ConfigurationError(f"--rule {rule} needs {needed}")
@@ -79,13 +105,13 @@ class Request:
         if rule not in RULES_WITH_LEVEL and self.confidence is not None:
             allowed = ", ".join(RULES_WITH_LEVEL)
             raise ConfigurationError(f"--rule {rule} takes no --confidence; those that do are {allowed}")
-        if (bounds := RISK_OF_RULE.get(rule)) and self.kind not in (None, bounds):
+        if (bounds := RISK_OF_RULE.get(cast(ThresholdRule, rule))) and self.kind not in (None, bounds):
             raise ConfigurationError(f"--rule {rule} bounds the {bounds} risk; leave out --kind {self.kind}")
 
     @property
     def risk_kind(self) -> RiskKind:
         """The kind of risk: as given, or what the rule bounds, or the selective risk."""
-        bounds = None if self.rule is None else RISK_OF_RULE.get(self.rule)
+        bounds = None if self.rule is None else RISK_OF_RULE.get(cast(ThresholdRule, self.rule))
         return self.kind or bounds or "selective"
 
 
@@ -107,12 +133,14 @@ class Gathering(SelectiveCoverage):
         self.module_score: str | None = None
         self.precision: str | None = None
         self.left_out: str | None = None
+        self.routing = RoutingSamples()
         self._digests: list[Any] = []
 
     def _update(self, module: LightningModule, loaders: Any, outputs: Any, batch: Batch, index: int) -> None:
         super()._update(module, loaders, outputs, batch, index)
         if index:
             return
+        self.routing.add(outputs, batch)
         if self.predictions is None and isinstance(outputs, Mapping) and outputs.get("confidence") is not None:
             self.source = "confidence"
         leaves = [leaf for leaf in tree_leaves(batch, is_leaf=_are_words) if _has_samples(leaf)]
@@ -173,7 +201,7 @@ def calibrated(request: Request, gathering: Gathering, checkpoint: Path, split: 
         coverage=request.coverage,
         confidence_level=request.confidence,
         kind=request.risk_kind,
-        rule=request.rule,
+        rule=cast("ThresholdRule | None", request.rule),
     )
     return ThresholdFile(
         threshold,

@@ -24,7 +24,10 @@ from lightning_efficient.cli.predictions import (
     abstaining,
     answered,
     count_answers,
+    count_sources,
     not_used,
+    routed,
+    routing_beside,
     threshold_beside,
     write_predictions,
 )
@@ -127,6 +130,9 @@ class EfficientCLI(ExplicitArgumentsWin):
                 f"the threshold was calibrated with precision {threshold.precision}, and this run has {precision}: the "
                 "confidences differ a little"
             )
+        routing = routing_beside(kwargs["ckpt_path"], self.model)
+        if routing is not None:
+            self.model.use_routing(routing.calibrated)
         outputs = self._run(self.trainer.predict, kwargs) or []
         if is_rehearsal(self.trainer):
             return
@@ -136,12 +142,14 @@ class EfficientCLI(ExplicitArgumentsWin):
         folder = self.trainer.strategy.broadcast(run_dir(self.trainer))
         file = write_predictions(decided or outputs, folder, *ranks) if outputs else None
         problem = None if threshold is None else not_used(outputs, threshold)
-        said = gather_objects(self.trainer, (file, problem, count_answers(decided or [])))
-        files, problems, counts = zip(*said, strict=True)
+        said = gather_objects(self.trainer, (file, problem, count_answers(decided or []), count_sources(outputs)))
+        files, problems, counts, sources = zip(*said, strict=True)
         if not self.trainer.is_global_zero or not any(files):
             return
         for written in filter(None, files):
             say(str(written))
+        if line := routed(sources, routing):
+            say(line)
         if threshold is not None:
             say(next(filter(None, problems), None) or answered(counts, threshold))
 

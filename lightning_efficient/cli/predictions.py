@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lightning_efficient.functional.confidence import msp
 from lightning_efficient.inference.abstaining import decide
+from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.threshold_file import ThresholdFile
 
 
@@ -63,6 +65,44 @@ def threshold_beside(ckpt_path: str | None, module: object) -> ThresholdFile | N
     file.check_weights(ckpt_path, path)
     file.check_score(module, path)
     return file
+
+
+def routing_beside(ckpt_path: str | None, module: Any) -> RoutingFile | None:
+    """Return the routing that was calibrated for a checkpoint, if one lies beside it and the module routes.
+
+    Args:
+        ckpt_path: The checkpoint, if any.
+        module: The module that predicts.
+
+    Raises:
+        ConfigurationError: the file is damaged, or belongs to other weights or to another router.
+    """
+    if not hasattr(module, "use_routing") or not ckpt_path or not Path(ckpt_path).is_file():
+        return None
+    path = RoutingFile.find(ckpt_path)
+    if not path.is_file():
+        return None
+    file = RoutingFile.read(path)
+    file.check_weights(ckpt_path, path)
+    file.check_router(module, path)
+    return file
+
+
+def count_sources(outputs: Iterable[Any]) -> Counter[str]:
+    """Return how many samples each model answered, by its name; empty where outputs do not tell."""
+    return Counter(
+        name for output in outputs if isinstance(output, Mapping) for name in output.get("source", ()) if name
+    )
+
+
+def routed(counts: Iterable[Counter[str]], file: RoutingFile | None) -> str | None:
+    """Return the line that says who answered how much, and what is promised; ``None`` where nobody routed."""
+    total = sum(counts, Counter())
+    if not total:
+        return None
+    answered = ", ".join(f"{name} {count}" for name, count in total.most_common())
+    promise = "no thresholds were calibrated, so nothing is promised" if file is None else file.calibrated.promise
+    return f"answered by {answered}: {promise}"
 
 
 def abstaining(outputs: list[Any], file: ThresholdFile) -> list[dict[str, Any]] | None:

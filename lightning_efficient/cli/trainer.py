@@ -13,9 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.cli.calibration import Request, calibrated, chose_checkpoint, listen, threshold_page
 from lightning_efficient.cli.output import say
+from lightning_efficient.cli.routing_calibration import calibrated_routing, check_routing, routing_page
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskKind
 from lightning_efficient.functional.thresholds import ThresholdRule
+from lightning_efficient.inference.routing_file import RoutingFile
+from lightning_efficient.inference.routing_thresholds import RoutingRule
 from lightning_efficient.inference.threshold_file import Split, ThresholdFile
 from lightning_efficient.profiling import profile_module
 from lightning_efficient.reporting import model_name
@@ -36,13 +39,14 @@ class EfficientTrainer(Trainer):
         coverage: float | None = None,
         confidence: float | None = None,
         kind: RiskKind | None = None,
-        rule: ThresholdRule | None = None,
+        rule: ThresholdRule | RoutingRule | None = None,
+        max_drop: float | None = None,
         split: Split = "val",
         out: str | None = None,
         json_file: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Choose the confidence from which a model answers, print what it promises, and write it to a file.
+        """Choose from where on a model answers, or asks a larger one; print what that promises, write it to a file.
 
         Nothing else is written: loggers, checkpoints and other callbacks that write are taken out of the Trainer.
 
@@ -50,20 +54,24 @@ class EfficientTrainer(Trainer):
             model: The module, whose validation or test step returns logits and target.
             datamodule: Has the split; by default the module's own loaders.
             ckpt_path: Checkpoint to calibrate; ``best`` and ``last`` mean that of the newest run.
-            risk: Share of errors that is allowed, such as 0.01; give this or ``coverage``.
-            coverage: Share of samples to answer, such as 0.9.
+            risk: Share of errors that is allowed, such as 0.01; give this, ``coverage`` or ``max_drop``.
+            coverage: Share of samples to answer, such as 0.9; of a hybrid, by the base.
             confidence: How sure the promise shall be, such as 0.95: 1 minus the chance of an unlucky calibration set.
             kind: Errors among the answered (``selective``, the default), or answered errors among all samples
                 (``generalized``).
-            rule: ``coverage``, ``empirical`` (no promise), ``sgr``, ``fixed_sequence``, ``rcps`` or ``conformal``; by
-                default what fits the other options.
+            rule: ``coverage``, ``empirical`` (no promise), ``sgr``, ``fixed_sequence``, ``rcps`` or ``conformal``; with
+                ``max_drop`` ``betting``, ``binomial``, ``difference``, ``conformal``, ``empirical`` or ``published``;
+                by default what fits the other options.
+            max_drop: Of a hybrid or cascade: by how much its accuracy may lie below that of its largest model, such as
+                0.01 for one point.
             split: ``val`` or ``test``; the samples must not have chosen the checkpoint.
-            out: Where the threshold goes; by default ``<name>.threshold.json`` beside the checkpoint, where
-                predict finds it.
+            out: Where the threshold goes; by default ``<name>.threshold.json`` beside the checkpoint, of a hybrid or
+                cascade ``<name>.routing.json``, where predict finds it.
             json_file: Also write the same to this file; ``-`` prints it instead of the page.
             weights_only: Whether to load tensors and plain values only.
         """
-        request = Request(risk, coverage, confidence, kind, rule)
+        request = Request(risk, coverage, confidence, kind, rule, max_drop)
+        routes = check_routing(request, model, self.world_size)
         if ckpt_path is None or not Path(ckpt_path).is_file():
             given = "missing --ckpt_path" if ckpt_path is None else f"ckpt_path: there is no checkpoint {ckpt_path!r}"
             raise ConfigurationError(f"{given}; give the file of a checkpoint")
@@ -73,7 +81,13 @@ class EfficientTrainer(Trainer):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
             run(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=weights_only)
-        file = calibrated(request, gathering, checkpoint, split)
+        file: ThresholdFile | RoutingFile
+        if routes:
+            file = calibrated_routing(request, gathering, model, checkpoint, split)
+            page, beside = routing_page(file, checkpoint), RoutingFile.beside(checkpoint)
+        else:
+            file = calibrated(request, gathering, checkpoint, split)
+            page, beside = threshold_page(file, checkpoint), ThresholdFile.beside(checkpoint)
         if not self.is_global_zero:
             return
         if split == "val" and chose_checkpoint(checkpoint):
@@ -83,7 +97,7 @@ class EfficientTrainer(Trainer):
             )
         if gathering.left_out and not is_rehearsal(self):
             rank_zero_info(gathering.left_out)
-        page, path = threshold_page(file, checkpoint), Path(out) if out else ThresholdFile.beside(checkpoint)
+        path = Path(out) if out else beside
         if is_rehearsal(self):
             _show(page, file.to_dict(), json_file)
             return

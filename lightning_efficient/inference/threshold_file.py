@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
-from uuid import uuid4
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.inference._calibrated import (
+    beside,
+    check_entries,
+    is_hash,
+    is_name,
+    place_of,
+    read_mapping,
+    write_whole,
+)
 from lightning_efficient.inference.thresholds import CalibratedThreshold
 from lightning_efficient.nn.checkpoints import hash_weights, read_checkpoint, unpacked
 
@@ -29,6 +35,8 @@ FUNCTION = "function "
 """How the name of a score begins that is a function."""
 
 Split: TypeAlias = Literal["val", "test"]
+
+_ENDING, _KIND = ".threshold.json", "threshold"
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,7 @@ class ThresholdFile:
             >>> ThresholdFile.beside("runs/x/checkpoints/best.ckpt").as_posix()
             'runs/x/checkpoints/best.threshold.json'
         """
-        path = Path(ckpt_path)
-        return path.with_name(f"{path.stem}.threshold.json")
+        return beside(ckpt_path, _ENDING)
 
     @classmethod
     def find(cls, ckpt_path: str | Path) -> Path:
@@ -73,8 +80,7 @@ class ThresholdFile:
 
         Where there is none, it is the place beside the checkpoint.
         """
-        places = [cls.beside(path) for path in (Path(ckpt_path), Path(ckpt_path).resolve())]
-        return next((place for place in places if place.is_file()), places[0])
+        return place_of(ckpt_path, _ENDING)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that strict JSON can hold."""
@@ -99,17 +105,7 @@ class ThresholdFile:
         Raises:
             ConfigurationError: it cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_text(f"{json.dumps(self.to_dict(), indent=2, allow_nan=False)}\n", encoding="utf-8")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise ConfigurationError(f"the threshold file {path} cannot be written ({error.strerror})") from error
+        write_whole(path, self.to_dict(), _KIND)
 
     @classmethod
     def read(cls, path: str | Path) -> ThresholdFile:
@@ -119,21 +115,14 @@ class ThresholdFile:
             ConfigurationError: no such file, a damaged one, or one of a newer version of this package.
         """
         path = Path(path)
+        content = read_mapping(path, _KIND, SCHEMA)
+        check_entries(path, _KIND, content, _ENTRIES)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigurationError(f"the threshold file {path} cannot be read ({error.strerror})") from error
-        except (ValueError, RecursionError) as error:
-            raise _damaged(path, "it is no JSON") from error
-        if not isinstance(content, Mapping):
-            raise _damaged(path, "it holds no mapping")
-        schema = content.get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise ConfigurationError(
-                f"the threshold file {path} is of version {content.get('version')} of lightning-efficient, and this is "
-                f"{__version__}; calibrate again, or install that version"
-            )
-        return _parsed(path, content)
+            calibrated = CalibratedThreshold.from_dict(content["calibrated"])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"the threshold file {path} is damaged: {error}") from error
+        rest = {name: content[name] for name in _ENTRIES if name not in ("schema", "calibrated")}
+        return cls(calibrated, **rest)
 
     def check_weights(self, ckpt_path: str | Path, path: str | Path) -> None:
         """Raise unless a checkpoint holds the weights that were calibrated.
@@ -204,46 +193,15 @@ def score_name(module: object) -> str | None:
     return score if isinstance(score, str) else None
 
 
-def _parsed(path: Path, content: Mapping[str, Any]) -> ThresholdFile:
-    for name, fits in _ENTRIES.items():
-        if name not in content:
-            raise _damaged(path, f"it has no {name!r}")
-        if not fits(content[name]):
-            raise _damaged(path, f"{name!r} is {_short(content[name])}")
-    try:
-        calibrated = CalibratedThreshold.from_dict(content["calibrated"])
-    except ConfigurationError as error:
-        raise ConfigurationError(f"the threshold file {path} is damaged: {error}") from error
-    rest = {name: content[name] for name in _ENTRIES if name not in ("schema", "calibrated")}
-    return ThresholdFile(calibrated, **rest)
-
-
-def _is_name(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value != "")
-
-
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
 _ENTRIES = {
     "schema": lambda value: value == SCHEMA and not isinstance(value, bool),
     "version": lambda value: isinstance(value, str),
     "calibrated": lambda value: isinstance(value, Mapping),
     "score": lambda value: value in get_args(ScoreSource),
     "split": lambda value: value in get_args(Split),
-    "data_sha256": _is_hash,
-    "weights_sha256": _is_hash,
-    "module_score": _is_name,
-    "precision": _is_name,
+    "data_sha256": is_hash,
+    "weights_sha256": is_hash,
+    "module_score": is_name,
+    "precision": is_name,
 }
 """What each entry of the file must be."""
-
-
-def _damaged(path: Path, reason: str) -> ConfigurationError:
-    return ConfigurationError(f"the threshold file {path} is damaged: {reason}; calibrate again, or remove it")
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:59]}…"

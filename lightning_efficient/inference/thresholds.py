@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from decimal import ROUND_DOWN, ROUND_UP, Context, Decimal
+from decimal import ROUND_DOWN, ROUND_UP
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,7 @@ from lightning_efficient.functional.thresholds import (
     rcps_threshold,
     sgr_threshold,
 )
+from lightning_efficient.inference._calibrated import is_number, percent, short
 
 VERSION = 1
 """Of the dictionary that :meth:`CalibratedThreshold.to_dict` returns."""
@@ -87,13 +88,13 @@ class CalibratedThreshold:
         if not isinstance(values, Mapping):
             raise _damaged(f"it holds a {type(values).__name__}, not a mapping")
         if values.get("version") != VERSION:
-            raise _damaged(f"its version is {_short(values.get('version'))}, and this release reads {VERSION}")
+            raise _damaged(f"its version is {short(values.get('version'))}, and this release reads {VERSION}")
         names = {"version", *(field.name for field in fields(cls))}
         if different := sorted(names ^ set(values), key=str):
             raise _damaged(f"{different[0]!r} is {'missing' if different[0] in names else 'unknown'}")
         for name, allowed in _ALLOWED.items():
             if not allowed(values[name]):
-                raise _damaged(f"{name} is {_short(values[name])}")
+                raise _damaged(f"{name} is {short(values[name])}")
         rest = {name: value for name, value in values.items() if name != "version"}
         return cls(**{**rest, "threshold": float(values["threshold"])})
 
@@ -205,7 +206,7 @@ def _rule(rule: ThresholdRule | None, coverage: float | None, level: float | Non
 def _promise(
     rule: ThresholdRule, kind: RiskKind, target: float, level: float | None, choice: ThresholdChoice, counted: bool
 ) -> str:
-    share, samples = _percent(target, ROUND_UP), f"{choice.samples:,} calibration samples"
+    share, samples = percent(target, ROUND_UP), f"{choice.samples:,} calibration samples"
     if rule == "coverage":
         wanted = max(math.ceil(target * choice.samples - 1e-9), 1)
         # rounded down, as it is a lower bound
@@ -228,15 +229,8 @@ def _promise(
     assert level is not None
     if kind == "selective":
         when += " and errors do not become rarer as confidence falls"
-    probability = _percent(level, ROUND_DOWN)
+    probability = percent(level, ROUND_DOWN)
     return f"With probability at least {probability} over the draw of the {samples}, at most {what}, {when}."
-
-
-def _percent(share: float, rounding: str) -> str:
-    """Return six digits of a share, rounded to the side on which the promise still holds."""
-    # from the shortest decimal, as 100 * 0.57 is a little below 57
-    digits = Context(prec=6, rounding=rounding).plus(100 * Decimal(repr(float(share))))
-    return f"{digits.normalize():f} %"
 
 
 _JOINT = "all samples are answered and wrong"
@@ -254,28 +248,16 @@ def _damaged(reason: str) -> ConfigurationError:
     return ConfigurationError(f"This is not a calibrated threshold: {reason}; calibrate again.")
 
 
-def _number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4300 digits
-        return f"a {type(value).__name__} of too many digits"
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
 _LARGEST = sys.float_info.max
 _ALLOWED = {
-    "threshold": lambda value: value == "inf" or _number(value, -_LARGEST, _LARGEST),
+    "threshold": lambda value: value == "inf" or is_number(value, -_LARGEST, _LARGEST),
     "rule": lambda value: value in RULES,
     "kind": lambda value: value in RISK_KINDS,
-    "target": lambda value: _number(value, 0, 1),
-    "confidence": lambda value: value is None or (_number(value, 0, 1) and 0 < value < 1),
-    "samples": lambda value: _number(value, 1, _LARGEST) and isinstance(value, int),
-    "coverage": lambda value: _number(value, 0, 1),
-    "risk": lambda value: _number(value, 0, 1),
-    "bound": lambda value: value is None or _number(value, 0, 1),
+    "target": lambda value: is_number(value, 0, 1),
+    "confidence": lambda value: value is None or (is_number(value, 0, 1) and 0 < value < 1),
+    "samples": lambda value: is_number(value, 1, _LARGEST) and isinstance(value, int),
+    "coverage": lambda value: is_number(value, 0, 1),
+    "risk": lambda value: is_number(value, 0, 1),
+    "bound": lambda value: value is None or is_number(value, 0, 1),
     "promise": lambda value: isinstance(value, str) and value != "",
 }

@@ -6,12 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.inference.output_store import OutputStore
+from lightning_efficient.modules._stored_outputs import StoredOutputs
 from lightning_efficient.nn.teacher import Teacher
 from lightning_efficient.nn.views import ModelViews
 
@@ -40,8 +39,7 @@ class CachedTeacher:
         digest = hashlib.sha256(f"{teacher.fingerprint()} {data.train_fingerprint()} {precision}".encode())
         self.teacher = teacher
         self.folder = Path(folder) / digest.hexdigest()[:16]
-        self.size: int = data.train_size
-        self.store: OutputStore | None = None
+        self._stored = StoredOutputs(self.folder, data.train_size)
         if data.augments_training:
             rank_zero_info(
                 "Distiller: augmented images differ from epoch to epoch, so teacher_cache helps other runs with this "
@@ -53,18 +51,9 @@ class CachedTeacher:
 
     def __call__(self, inputs: Tensor, keys: Tensor) -> ModelViews:
         """Return what the teacher shows, on the device of ``inputs``."""
-        if (stored := self._stored(keys, inputs.device)) is not None:
-            return stored
-        views = self.teacher(inputs)
-        outputs = {name: value for name, value in views._asdict().items() if value is not None}
-        if self.store is None:
-            columns = {name: tuple(value.shape[1:]) for name, value in outputs.items()}
-            self.store = OutputStore(self.folder, columns, self.size)
-            if (stored := self._stored(keys, inputs.device)) is not None:
-                return stored
-        self.store.put(keys, outputs)
-        return views
+        outputs = self._stored(keys, inputs.device, lambda: _outputs(self.teacher(inputs)))
+        return ModelViews(**outputs)
 
-    def _stored(self, keys: Tensor, device: torch.device) -> ModelViews | None:
-        found = None if self.store is None else self.store.get(keys)
-        return None if found is None else ModelViews(**{name: value.to(device) for name, value in found.items()})
+
+def _outputs(views: ModelViews) -> dict[str, Tensor]:
+    return {name: value for name, value in views._asdict().items() if value is not None}

@@ -22,6 +22,7 @@ def create_backbone(
     in_chans: int = 3,
     options: Mapping[str, Any] | None = None,
     key: str = "backbone",
+    named: str | None = None,
 ) -> nn.Module:
     """Create a timm model, or one of our ``cifar_resnet``, by name.
 
@@ -31,7 +32,8 @@ def create_backbone(
         num_classes: Outputs of the classifier; ``None`` keeps the model's own.
         in_chans: Channels of the input.
         options: Further keyword arguments of ``timm.create_model``.
-        key: What the model is called in messages, as in ``model.<key>``.
+        key: What the model is called in messages, as in ``model.<key>_kwargs``.
+        named: The option that gave its name, where that is another word.
 
     Raises:
         ConfigurationError: the name is unknown, an option does not fit the model, or the weights are out of reach.
@@ -39,7 +41,9 @@ def create_backbone(
     import timm
 
     if not is_timm_model(name):
-        raise ConfigurationError(f"model.{key}: unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}")
+        raise ConfigurationError(
+            f"model.{named or key}: unknown timm model {name!r}.{did_you_mean(name, timm.list_models())}"
+        )
     arguments = dict(options or {}) if num_classes is None else {**(options or {}), "num_classes": num_classes}
     try:
         return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **arguments)

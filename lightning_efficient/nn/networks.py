@@ -21,6 +21,7 @@ def as_network(
     pretrained: bool = False,
     options: Mapping[str, Any] | None = None,
     checkpoint: str | None = None,
+    name: str | None = None,
 ) -> nn.Module:
     """Return a module as it is, or the timm model of that name; then load its weights.
 
@@ -32,16 +33,17 @@ def as_network(
         pretrained: Whether a model made by name starts from timm's weights.
         options: Further keyword arguments for a model made by name.
         checkpoint: File with weights; see ``load_weights``.
+        name: The option that gave it, where that is another word than ``key``.
 
     Raises:
         ConfigurationError: an unknown name, options that need a name, or weights that do not fit.
     """
     if isinstance(given, str):
-        network = create_backbone(given, pretrained, num_classes, in_chans or 3, options, key)
+        network = create_backbone(given, pretrained, num_classes, in_chans or 3, options, key, name)
     else:
         if pretrained or options:
             raise ConfigurationError(
-                f"model.{key} is a {type(given).__name__}; {key}_pretrained and {key}_kwargs go with the name of a "
+                f"model.{name or key} is a {type(given).__name__}; {key}_pretrained and {key}_kwargs go with the name of a "
                 "timm model"
             )
         network = given

@@ -1,0 +1,117 @@
+"""What calibrated thresholds of every kind share: words, checks, and how their files are written and read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from decimal import Context, Decimal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from lightning_efficient._version import __version__
+from lightning_efficient.errors import ConfigurationError
+
+
+def percent(share: float, rounding: str) -> str:
+    """Return six digits of a share, rounded to the side on which the promise still holds."""
+    # from the shortest decimal, as 100 * 0.57 is a little below 57
+    digits = Context(prec=6, rounding=rounding).plus(100 * Decimal(repr(float(share))))
+    return f"{digits.normalize():f} %"
+
+
+def is_number(value: object, low: float, high: float) -> bool:
+    """Tell whether a value is a number within limits, which True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_name(value: object) -> bool:
+    """Tell whether a value is a word or None."""
+    return value is None or (isinstance(value, str) and value != "")
+
+
+def is_hash(value: object) -> bool:
+    """Tell whether a value is a SHA-256 in hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def short(value: object) -> str:
+    """Return a value for a message, on one line of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__} of too many digits"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def place_of(ckpt_path: str | Path, ending: str) -> Path:
+    """Return where a file of a checkpoint lies, beside it or beside the file that a link leads to."""
+    places = [beside(path, ending) for path in (Path(ckpt_path), Path(ckpt_path).resolve())]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def beside(ckpt_path: str | Path, ending: str) -> Path:
+    """Return the place of a file beside its checkpoint, under the checkpoint's name."""
+    path = Path(ckpt_path)
+    return path.with_name(f"{path.stem}{ending}")
+
+
+def write_whole(path: str | Path, content: Mapping[str, Any], kind: str) -> None:
+    """Write strict JSON whole or not at all: to a file beside it first, which then takes its name.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(f"{json.dumps(content, indent=2, allow_nan=False)}\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"the {kind} file {path} cannot be written ({error.strerror})") from error
+
+
+def read_mapping(path: Path, kind: str, schema: int) -> Mapping[str, Any]:
+    """Read a mapping that :func:`write_whole` has written.
+
+    Raises:
+        ConfigurationError: no such file, a damaged one, or one of a newer version of this package.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"the {kind} file {path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged_file(path, kind, "it is no JSON") from error
+    if not isinstance(content, Mapping):
+        raise damaged_file(path, kind, "it holds no mapping")
+    given = content.get("schema")
+    if isinstance(given, int) and given > schema:
+        raise ConfigurationError(
+            f"the {kind} file {path} is of version {content.get('version')} of lightning-efficient, and this is "
+            f"{__version__}; calibrate again, or install that version"
+        )
+    return content
+
+
+def check_entries(path: Path, kind: str, content: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    """Raise unless a mapping has every entry, each of the kind that its check allows.
+
+    Raises:
+        ConfigurationError: an entry is missing or cannot be.
+    """
+    for name, fits in entries.items():
+        if name not in content:
+            raise damaged_file(path, kind, f"it has no {name!r}")
+        if not fits(content[name]):
+            raise damaged_file(path, kind, f"{name!r} is {short(content[name])}")
+
+
+def damaged_file(path: Path, kind: str, reason: str) -> ConfigurationError:
+    """Return the error of a file that cannot be what it should be."""
+    return ConfigurationError(f"the {kind} file {path} is damaged: {reason}; calibrate again, or remove it")
