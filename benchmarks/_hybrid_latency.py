@@ -14,7 +14,7 @@ from harness import paired, quantile, ratio
 from images import loaded
 from torch import Tensor, nn
 
-from lightning_efficient.functional.routing import coverage_threshold
+from lightning_efficient.functional.routing import query_threshold
 from lightning_efficient.inference.routed import RoutedPredictor
 from lightning_efficient.nn.hybrid_graphs import EdgeGraph, GlobalGraph
 from lightning_efficient.nn.input_fit import InputFit
@@ -57,7 +57,7 @@ def latencies(task: Task, device: str, weights: Path | None) -> dict[str, Any]:
     for size, rounds in ROUNDS.items():
         pairs = {
             f"routed, {share:g}": RoutedPredictor(
-                base_outputs, router, large, coverage_threshold(scores, share), features=False
+                base_outputs, router, large, query_threshold(scores, share), features=False
             )
             for share in COVERAGES
         }

@@ -58,11 +58,11 @@ from torch import Tensor
 from lightning_efficient.functional.router_losses import alternation_weights
 from lightning_efficient.functional.routing import (
     accuracy_at_coverage,
-    coverage_threshold,
     gap_to_oracle,
     hybrid_area,
     hybrid_curve,
     oracle_curve,
+    query_threshold,
 )
 from lightning_efficient.nn.routers import Router, build_router
 from lightning_efficient.profiling import count_macs
@@ -180,7 +180,7 @@ def evaluated(router: Router, asked: Mapping[str, Outputs]) -> dict[str, Any]:
         "curve": [round(accuracy_at_coverage(curve, step / GRID), 5) for step in range(GRID + 1)],
     }
     for coverage in COVERAGES:
-        threshold = coverage_threshold(scores["calibration"], coverage)
+        threshold = query_threshold(scores["calibration"], coverage)
         kept = scores["test"] <= threshold
         found[f"{coverage:g}"] = {
             "equal": accuracy_at_coverage(curve, coverage),
@@ -201,7 +201,7 @@ def alternation(
     """Train both networks further, with the weights of a router and with equal weights, and fit a router anew."""
     router = fitted("gain", asked["router"], seed)
     with torch.no_grad():
-        threshold = coverage_threshold(
+        threshold = query_threshold(
             router(asked["calibration"].base_logits, asked["calibration"].base_features), GOAL_COVERAGE
         )
         queried = [

@@ -35,7 +35,7 @@ import torch
 from harness import paired, quantile, save, steady_allocator, table
 from torch import Tensor, nn
 
-from lightning_efficient.functional.routing import coverage_threshold
+from lightning_efficient.functional.routing import query_threshold
 from lightning_efficient.inference.drift_monitor import DriftMonitor
 from lightning_efficient.inference.routed import GLOBAL, RoutedPredictor
 from lightning_efficient.inference.routing_thresholds import calibrate_routing
@@ -102,7 +102,7 @@ class Hybrid:
         return self.other(self.images[:rows])
 
     def predictor(self, coverage: float, *, watched: bool = False) -> RoutedPredictor:
-        threshold: Any = coverage_threshold(self.scores, coverage)
+        threshold: Any = query_threshold(self.scores, coverage)
         options: dict[str, Any] = {}
         if watched:
             with torch.inference_mode():
@@ -125,7 +125,7 @@ class Hybrid:
             found[f"apart {coverage}"] = lambda rows=rows: apart(rows)
         watched, single = self.predictor(WATCHED, watched=True), self.predictor(WATCHED)
         varying = self.predictor(WATCHED)
-        thresholds = [coverage_threshold(self.scores, WATCHED + step / 400) for step in range(-40, 41)]
+        thresholds = [query_threshold(self.scores, WATCHED + step / 400) for step in range(-40, 41)]
         order = torch.randperm(len(thresholds), generator=torch.Generator().manual_seed(0)).tolist()
         turns = itertools.cycle(thresholds[index] for index in order)
 

@@ -34,7 +34,7 @@ import torch
 from harness import quantile, save, table
 from torch import Tensor, nn
 
-from lightning_efficient.functional.routing import coverage_threshold, query_score
+from lightning_efficient.functional.routing import query_score, query_threshold
 from lightning_efficient.inference._wire import pack
 from lightning_efficient.inference.circuit_breaker import CircuitBreaker
 from lightning_efficient.inference.edge_client import EdgeClient
@@ -96,7 +96,7 @@ class Soak:
         draws = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
             scores = query_score(base(torch.randn(512, *SHAPE, generator=draws)))
-            predictor = RoutedPredictor(base, query_score, self.client, coverage_threshold(scores, 0.5))
+            predictor = RoutedPredictor(base, query_score, self.client, query_threshold(scores, 0.5))
             while not self.ended.is_set():
                 images = torch.randn(BATCH, *SHAPE, generator=draws)
                 if float(torch.rand((), generator=draws)) < 0.02:

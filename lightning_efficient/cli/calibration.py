@@ -105,7 +105,7 @@ class Request:
         if rule not in RULES_WITH_LEVEL and self.confidence is not None:
             allowed = ", ".join(RULES_WITH_LEVEL)
             raise ConfigurationError(f"--rule {rule} takes no --confidence; those that do are {allowed}")
-        if (bounds := RISK_OF_RULE.get(cast(ThresholdRule, rule))) and self.kind not in (None, bounds):
+        if (bounds := RISK_OF_RULE.get(rule)) and self.kind not in (None, bounds):
             raise ConfigurationError(f"--rule {rule} bounds the {bounds} risk; leave out --kind {self.kind}")
 
     @property

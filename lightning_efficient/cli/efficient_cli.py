@@ -37,7 +37,7 @@ from lightning_efficient.cli.trainer import EfficientTrainer
 from lightning_efficient.errors import ConfigurationError, MissingExtraError
 from lightning_efficient.reporting import run_dir
 
-VERBS = ("fit", "validate", "test", "calibrate", "predict", "profile")
+VERBS = ("fit", "validate", "test", "calibrate", "predict", "export", "profile")
 LOADER = {
     "fit": "train_dataloader",
     "validate": "val_dataloader",
@@ -52,7 +52,7 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     On top of LightningCLI: our classes and those of plugins by short name, no abbreviated options, explicit options win
     over a checkpoint's hyper-parameters, a seed by default, ``config.yaml`` in every run folder, exit status 130 after
-    Ctrl-C, and the verbs ``calibrate`` and ``profile``.
+    Ctrl-C, and the verbs ``calibrate``, ``export`` and ``profile``.
 
     Args:
         args: Arguments; by default those of the process.
@@ -99,9 +99,9 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Add ``calibrate`` and ``profile`` to Lightning's verbs."""
+        """Add ``calibrate``, ``export`` and ``profile`` to Lightning's verbs."""
         verbs = ExplicitArgumentsWin.subcommands()
-        return {**verbs, **{verb: {"model", "datamodule"} for verb in ("calibrate", "profile")}}
+        return {**verbs, **{verb: {"model", "datamodule"} for verb in ("calibrate", "export", "profile")}}
 
     def fit(self, **kwargs: Any) -> None:
         """Run ``Trainer.fit`` and say where the run folder is."""
@@ -120,6 +120,10 @@ class EfficientCLI(ExplicitArgumentsWin):
     def calibrate(self, **kwargs: Any) -> None:
         """Run ``Trainer.calibrate``."""
         self._run(cast(EfficientTrainer, self.trainer).calibrate, kwargs)
+
+    def export(self, **kwargs: Any) -> None:
+        """Run ``Trainer.export``."""
+        self._run(cast(EfficientTrainer, self.trainer).export, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict`` and write into the run folder the predictions, with a threshold what is answered."""

@@ -13,8 +13,10 @@ VERBS = {
     "fit": "train a model",
     "validate": "evaluate on the validation split",
     "test": "evaluate on the test split",
-    "calibrate": "choose the confidence from which a model answers",
+    "calibrate": "choose from where on a model answers, or asks a larger one",
     "predict": "write down what the model answers",
+    "export": "write graphs of a model for deployment, checked against it",
+    "serve": "answer requests with an exported model",
     "profile": "parameters, MACs, latency and memory of a model",
     "configs": "list, show, copy or check the shipped configs",
     "demo": "train, test and profile a small model on handwritten digits",
@@ -67,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lightning_efficient.cli.demo import run_demo
 
             return run_demo(arguments[1:])
+        if verb == "serve":
+            from lightning_efficient.cli.serve import run_serve
+
+            return run_serve(arguments[1:])
         from lightning_efficient.cli.run import run_verb
 
         return run_verb(arguments)

@@ -1,4 +1,4 @@
-"""The Trainer behind the command line: Lightning's, with two more verbs."""
+"""The Trainer behind the command line: Lightning's, with three more verbs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lightning_efficient.cli.routing_calibration import calibrated_routing, chec
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskKind
 from lightning_efficient.functional.thresholds import ThresholdRule
+from lightning_efficient.inference.exported import ExportFormat
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import RoutingRule
 from lightning_efficient.inference.threshold_file import Split, ThresholdFile
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class EfficientTrainer(Trainer):
-    """A Trainer that can also profile a model, and choose from which confidence it answers."""
+    """A Trainer that can also profile and export a model, and choose from where on it answers or asks a larger one."""
 
     def calibrate(
         self,
@@ -107,6 +108,56 @@ class EfficientTrainer(Trainer):
         _say_file(json_file)
         if json_file != "-":
             say(str(path))
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        out: str | None = None,
+        formats: list[ExportFormat] | None = None,
+        routing_file: str | None = None,
+        input_shape: list[int] | None = None,
+        tolerance: float = 1e-4,
+        overwrite: bool = False,
+        json_file: str | None = None,
+    ) -> None:
+        """Write graphs of a model for deployment, and check each file against the model.
+
+        A hybrid becomes two parts: ``edge``, base and router with the threshold outside, and ``global``; any other
+        module becomes ``model``. Each is loaded again and compared at several batch sizes before anything is kept.
+
+        Args:
+            model: The module.
+            datamodule: Tells the shape of a sample and how it was normalised.
+            ckpt_path: Checkpoint to export; ``best`` and ``last`` mean that of the newest run.
+            out: Folder; by default ``<name>.export`` beside the checkpoint.
+            formats: ``torch`` (torch.export) and ``onnx``; by default both.
+            routing_file: Thresholds that ``calibrate`` wrote; by default the file beside the checkpoint.
+            input_shape: Shape of one sample; by default the data module's, else the model's.
+            tolerance: Largest difference from the model, relative above 1.
+            overwrite: Whether the folder may hold files that are no export.
+            json_file: Also write the description to this file; ``-`` prints it instead of the page.
+        """
+        from lightning_efficient.cli.exporting import export_model, export_page
+        from lightning_efficient.inference.exported import FORMATS
+
+        report = export_model(
+            model,
+            _sample_shape(model, datamodule, input_shape),
+            datamodule=datamodule,
+            ckpt_path=ckpt_path,
+            out=out,
+            formats=formats or FORMATS,
+            routing_file=routing_file,
+            overwrite=overwrite,
+            tolerance=tolerance,
+        )
+        _write(json_file, report.metadata)
+        _show(export_page(report), report.metadata, json_file)
+        _say_file(json_file)
+        if json_file != "-":
+            say(str(report.folder))
 
     def profile(
         self,

@@ -12,6 +12,12 @@ from lightning_efficient.functional.abstention import (
 from lightning_efficient.functional.advection_diffusion import advection_diffusion
 from lightning_efficient.functional.binomial import clopper_pearson_upper
 from lightning_efficient.functional.bootstrap import bootstrap_interval
+from lightning_efficient.functional.cascade import (
+    budgeted_thresholds,
+    cascade_choice,
+    expected_cost,
+    published_thresholds,
+)
 from lightning_efficient.functional.confidence import (
     Score,
     confidence,
@@ -31,8 +37,15 @@ from lightning_efficient.functional.disk import (
     teacher_mass,
 )
 from lightning_efficient.functional.distillation import decoupled_kl, distillation_kl, feature_distance
+from lightning_efficient.functional.drop_control import (
+    DropChoice,
+    choose_drop_point,
+    label_free_drop_bound,
+    needed_samples_for_drop,
+)
 from lightning_efficient.functional.entropy_penalty import entropy_penalty
 from lightning_efficient.functional.fptt import fptt_gradient_, fptt_penalty, fptt_restart_, fptt_update_
+from lightning_efficient.functional.load_balance import load_balance_loss
 from lightning_efficient.functional.one_sided import (
     OneSidedCosts,
     one_sided_costs,
@@ -53,6 +66,7 @@ from lightning_efficient.functional.parts import SplitBatch, sequence_parts
 from lightning_efficient.functional.phases import Alternation, Phase
 from lightning_efficient.functional.primal_dual import PrimalDual, dual_group, project_
 from lightning_efficient.functional.recurrent import incremental_rnn, time_adaptive_rnn
+from lightning_efficient.functional.released_hybrid import JointLoss, joint_head_loss
 from lightning_efficient.functional.risk_coverage import (
     RiskCoverage,
     RiskCoveragePoints,
@@ -60,6 +74,24 @@ from lightning_efficient.functional.risk_coverage import (
     risk_coverage_summary,
 )
 from lightning_efficient.functional.risk_coverage_area import Form, Oracle, augrc, aurc, eaugrc, eaurc
+from lightning_efficient.functional.router_losses import (
+    AlternationWeights,
+    alternation_weights,
+    gain_loss,
+    proxy_loss,
+    query_rate_penalty,
+)
+from lightning_efficient.functional.routing import (
+    HybridCurve,
+    accuracy_at_coverage,
+    gap_to_oracle,
+    hybrid_area,
+    hybrid_curve,
+    oracle_curve,
+    proxy_label,
+    query_score,
+    query_threshold,
+)
 from lightning_efficient.functional.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -71,6 +103,7 @@ from lightning_efficient.functional.schedules import (
 )
 from lightning_efficient.functional.selective_net import selective_risk_loss
 from lightning_efficient.functional.threshold_grid import GridChoice, best_coverage_at_error, best_error_at_coverage
+from lightning_efficient.functional.threshold_path import query_thresholds, threshold_path
 from lightning_efficient.functional.thresholds import (
     ThresholdChoice,
     ThresholdRule,
@@ -85,12 +118,16 @@ from lightning_efficient.functional.thresholds import (
 
 __all__ = [
     "Alternation",
+    "AlternationWeights",
     "ConstantSchedule",
     "CosineSchedule",
     "CoverageAtRiskForm",
+    "DropChoice",
     "Form",
     "GridChoice",
     "Hindsight",
+    "HybridCurve",
+    "JointLoss",
     "LinearSchedule",
     "OneSidedCosts",
     "Oracle",
@@ -109,7 +146,9 @@ __all__ = [
     "ThresholdRule",
     "abstention_log_probabilities",
     "abstention_rate",
+    "accuracy_at_coverage",
     "advection_diffusion",
+    "alternation_weights",
     "answer_score",
     "as_schedule",
     "augrc",
@@ -117,6 +156,9 @@ __all__ = [
     "best_coverage_at_error",
     "best_error_at_coverage",
     "bootstrap_interval",
+    "budgeted_thresholds",
+    "cascade_choice",
+    "choose_drop_point",
     "clopper_pearson_upper",
     "confidence",
     "confidence_from_probs",
@@ -132,6 +174,7 @@ __all__ = [
     "energy",
     "entropy",
     "entropy_penalty",
+    "expected_cost",
     "expert_predictions",
     "feature_distance",
     "fixed_sequence_threshold",
@@ -139,20 +182,36 @@ __all__ = [
     "fptt_penalty",
     "fptt_restart_",
     "fptt_update_",
+    "gain_loss",
     "gamblers_loss",
+    "gap_to_oracle",
     "help_cost",
     "help_normalizer",
     "hindsight",
+    "hybrid_area",
+    "hybrid_curve",
     "incremental_rnn",
+    "joint_head_loss",
+    "label_free_drop_bound",
+    "load_balance_loss",
     "margin",
     "max_logit",
     "mean_help_cost",
     "msp",
     "needed_samples",
+    "needed_samples_for_drop",
     "one_sided_costs",
     "one_sided_lagrangian",
     "one_sided_released",
+    "oracle_curve",
     "project_",
+    "proxy_label",
+    "proxy_loss",
+    "published_thresholds",
+    "query_rate_penalty",
+    "query_score",
+    "query_threshold",
+    "query_thresholds",
     "rcps_threshold",
     "risk_at_coverage",
     "risk_coverage_curve",
@@ -165,6 +224,7 @@ __all__ = [
     "sgr_threshold",
     "support_mask",
     "teacher_mass",
+    "threshold_path",
     "time_adaptive_rnn",
     "updated_belief",
 ]

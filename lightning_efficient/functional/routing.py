@@ -254,7 +254,7 @@ def gap_to_oracle(curve: HybridCurve, oracle: HybridCurve) -> float:
     return hybrid_area(oracle) - hybrid_area(curve)
 
 
-def coverage_threshold(query_scores: Tensor, coverage: float) -> float:
+def query_threshold(query_scores: Tensor, coverage: float) -> float:
     """Smallest threshold at which the base answers at least ``ceil(coverage * n)`` of these samples.
 
     Args:
@@ -268,7 +268,7 @@ def coverage_threshold(query_scores: Tensor, coverage: float) -> float:
         ConfigurationError: a coverage outside ``[0, 1]``, or scores that are not ``(N,)`` of at least one sample.
 
     Example:
-        >>> coverage_threshold(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.5)
+        >>> query_threshold(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.5)
         2.0
     """
     check_fraction("coverage", coverage, zero=True)

@@ -44,7 +44,7 @@ def threshold_path(query_scores: Tensor, points: int = 101) -> Tensor:
     return torch.cat([-ends, ordered[ranks - 1], ends])
 
 
-def coverage_thresholds(query_scores: Tensor, coverage: float) -> Tensor:
+def query_thresholds(query_scores: Tensor, coverage: float) -> Tensor:
     """Smallest thresholds at which each model but the last answers at least a share of the samples that reach it.
 
     The share ``coverage`` of ``n`` samples is ``ceil(coverage * n)`` of them, and ties are kept together.
@@ -61,7 +61,7 @@ def coverage_thresholds(query_scores: Tensor, coverage: float) -> Tensor:
         ConfigurationError: a coverage out of range, a wrong shape, or no samples.
 
     Example:
-        >>> coverage_thresholds(torch.tensor([[0.1, 0.5], [0.2, 0.9], [0.3, 0.4], [0.4, 0.6]]), 0.5)
+        >>> query_thresholds(torch.tensor([[0.1, 0.5], [0.2, 0.9], [0.3, 0.4], [0.4, 0.6]]), 0.5)
         tensor([0.2000, 0.4000], dtype=torch.float64)
     """
     check_fraction("coverage", coverage, zero=False)

@@ -124,6 +124,23 @@ class RoutingFile:
                 "the file"
             )
 
+    def check_router(self, module: object, path: str | Path) -> None:
+        """Raise where a module routes by another score than was calibrated; two scores may share all weights.
+
+        Args:
+            module: With an attribute ``router_name``; without one there is nothing to compare.
+            path: This file, for the message.
+
+        Raises:
+            ConfigurationError: its router is another one.
+        """
+        given = getattr(module, "router_name", None)
+        if None not in (given, self.module_score) and given != self.module_score:
+            raise ConfigurationError(
+                f"the routing file {path} is of the router {self.module_score!r}, and {type(module).__name__} has "
+                f"{given!r}; set it to what was calibrated, or calibrate again"
+            )
+
 
 _ENTRIES = {
     "schema": lambda value: value == SCHEMA and not isinstance(value, bool),

@@ -24,7 +24,7 @@ from lightning_efficient.functional.drop_control import (
     needed_samples_for_drop,
     too_few_for_drop,
 )
-from lightning_efficient.functional.threshold_path import coverage_thresholds
+from lightning_efficient.functional.threshold_path import query_thresholds
 from lightning_efficient.functional.threshold_path import threshold_path as threshold_path
 from lightning_efficient.inference._calibrated import is_number, short
 from lightning_efficient.inference._routing_promise import routing_promise
@@ -181,7 +181,7 @@ def calibrate_routing(
     bound, pilot = None, 0
     if rule == "coverage":
         assert coverage is not None
-        thresholds = coverage_thresholds(scores, coverage)
+        thresholds = query_thresholds(scores, coverage)
     elif rule == "published":
         assert max_drop is not None
         thresholds = _published(scores, predictions == target.unsqueeze(1), max_drop)

@@ -15,6 +15,7 @@ from lightning_efficient.metrics.operating_points import (
 )
 from lightning_efficient.metrics.risk_coverage import RiskCoverageCurve
 from lightning_efficient.metrics.risk_coverage_area import AUGRC, AURC, EAUGRC, EAURC
+from lightning_efficient.metrics.routing import RoutingCurve
 
 __all__ = [
     "AUGRC",
@@ -26,6 +27,7 @@ __all__ = [
     "OperatingPoint",
     "RiskAtCoverage",
     "RiskCoverageCurve",
+    "RoutingCurve",
     "SelectiveAccuracy",
     "draw_risk_coverage",
 ]

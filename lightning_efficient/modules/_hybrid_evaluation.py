@@ -15,9 +15,9 @@ from lightning_efficient.functional.confidence import msp
 from lightning_efficient.functional.routing import (
     HybridCurve,
     accuracy_at_coverage,
-    coverage_threshold,
     gap_to_oracle,
     hybrid_area,
+    query_threshold,
 )
 from lightning_efficient.inference.routed import SOURCES, RoutedPredictor
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
@@ -48,6 +48,14 @@ class HybridEvaluation(Classifier):
 
     def global_logits(self, inputs: Tensor) -> Tensor:
         """Return class scores of the global model."""
+        raise NotImplementedError
+
+    def edge_graph(self) -> nn.Module:
+        """Return what runs at the edge: from inputs to class scores ``(N, C)`` and query score ``(N,)``."""
+        raise NotImplementedError
+
+    def global_graph(self) -> nn.Module:
+        """Return what runs in the cloud: from the same inputs to class scores ``(N, C)``."""
         raise NotImplementedError
 
     def add_metrics(self) -> None:
@@ -129,12 +137,13 @@ class HybridEvaluation(Classifier):
 
     def _report_costs(self, curve: HybridCurve, oracle: HybridCurve, plain: HybridCurve, scores: Tensor) -> None:
         example, self._example = self._example, None
-        measures = self.trainer.is_global_zero and example is not None
-        costs = routing_costs(self, example, COVERAGES, self.latency_batch_size) if measures else None
+        costs = None
+        if self.trainer.is_global_zero and example is not None:
+            costs = routing_costs(self, example, COVERAGES, self.latency_batch_size)
         columns = ["coverage", "threshold", "accuracy", "msp_accuracy", "oracle_accuracy", *RoutingCosts.columns]
         rows = []
         for coverage in COVERAGES:
-            threshold = float("-inf") if coverage == 0 else coverage_threshold(scores, coverage)
+            threshold = float("-inf") if coverage == 0 else query_threshold(scores, coverage)
             accuracies = [accuracy_at_coverage(each, coverage) for each in (curve, plain, oracle)]
             rows.append([coverage, threshold, *map(float, accuracies), *(costs.at(coverage) if costs else ())])
         if costs is not None:

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from lightning_efficient._trainer import drop_gradients, gather_objects, is_rehearsal, take_part
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._precision import at_least_float32
+from lightning_efficient.functional.released_hybrid import joint_head_loss
 from lightning_efficient.functional.router_losses import alternation_weights
-from lightning_efficient.functional.routing import coverage_threshold
+from lightning_efficient.functional.routing import query_threshold
 from lightning_efficient.functional.schedules import Schedule
 from lightning_efficient.functional.threshold_path import threshold_path
 from lightning_efficient.inference.sample_hashes import hash_samples
@@ -25,8 +26,9 @@ from lightning_efficient.modules._router_samples import RouterData, RouterSample
 from lightning_efficient.modules._stages import Stage, StagePlan
 from lightning_efficient.modules._stored_outputs import StoredOutputs
 from lightning_efficient.nn.checkpoints import hash_weights
+from lightning_efficient.nn.guides import LogitsGuide
 from lightning_efficient.nn.input_fit import InputFit
-from lightning_efficient.nn.views import ViewTap
+from lightning_efficient.nn.views import ModelViews, ViewTap
 
 PATH_POINTS = 101
 
@@ -43,6 +45,8 @@ class HybridTraining(HybridEvaluation):
     schedule: Schedule
     router_data: RouterData
     reweight: bool
+    joint_guide: LogitsGuide | None
+    joint_kwargs: dict[str, Any]
     _follows_run: bool
     _split: tuple[float, int]
     _outputs_folder: str | None
@@ -66,7 +70,7 @@ class HybridTraining(HybridEvaluation):
     def _learners(self, stage: Stage) -> list[nn.Module]:
         """Return the parts that learn in a stage."""
         if stage.name == "joint":
-            return [self.base, self.router]
+            return [self.base, self.router, *([] if self.joint_guide is None else [self.joint_guide])]
         copies = [self.folds[stage.name]] if stage.name in self.folds else []
         return [self._network(stage.name), *copies]
 
@@ -86,7 +90,8 @@ class HybridTraining(HybridEvaluation):
         """Let those learn whose turn it is, at the rate that the schedule of their stage gives."""
         self._now = stage = self._stage(batch_idx)
         learning = self._learners(stage)
-        for part in (self.base, self.global_model, self.router, *self.folds.values()):
+        beside = [] if self.joint_guide is None else [self.joint_guide]
+        for part in (self.base, self.global_model, self.router, *beside, *self.folds.values()):
             part.train(any(part is each for each in learning))
         epochs = self.trainer.max_epochs if self._follows_run else None
         if epochs is not None and epochs > 0:
@@ -173,6 +178,18 @@ class HybridTraining(HybridEvaluation):
             return _nothing(self.router), logits
         return self.router.loss(logits, features, base_correct, global_correct), logits
 
+    def _joint_loss(self, inputs: Tensor, target: Tensor, global_logits: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.base_outputs(inputs)
+        guide = None if self.joint_guide is None else self.joint_guide(ModelViews(global_logits))
+        query = self.router.query_logit(logits, features)
+        terms = joint_head_loss(
+            logits, global_logits, query, target, guide, target_coverage=self.target_coverage, **self.joint_kwargs
+        )
+        for name, value in terms._asdict().items():
+            if name != "total":
+                self.log(f"train/joint_{name}", value.detach(), batch_size=len(target))
+        return terms.total, logits
+
     @torch.no_grad()
     def _gather(self, logits: Tensor, features: Tensor | None, inputs: Tensor) -> None:
         """Note what the router says as it is, and which samples it learned from."""
@@ -247,7 +264,7 @@ class HybridTraining(HybridEvaluation):
         scores = torch.cat(gathered)
         scores = scores[scores.isfinite()]
         if len(scores):
-            self.threshold.fill_(coverage_threshold(scores, self.target_coverage))
+            self.threshold.fill_(query_threshold(scores, self.target_coverage))
             self.threshold_path.copy_(threshold_path(scores, PATH_POINTS))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_efficient.functional.routing import coverage_threshold
+from lightning_efficient.functional.routing import query_threshold
 from lightning_efficient.inference.routed import RoutedPredictor
 from lightning_efficient.profiling import count_macs, undisturbed
 from lightning_efficient.profiling.in_turns import time_in_turns
@@ -77,7 +77,7 @@ def routing_costs(
         }
         for coverage in coverages if batch_size else ():
             # of these very inputs, so that the share is what it says
-            threshold = float("-inf") if coverage == 0 else coverage_threshold(scores, coverage)
+            threshold = float("-inf") if coverage == 0 else query_threshold(scores, coverage)
             calls[str(coverage)] = partial(RoutedPredictor(*parts, threshold), batch)
         times = time_in_turns(calls, rounds=ROUNDS, device=example.device)
     middle = {name: 1000 * median(values) for name, values in times.items()}

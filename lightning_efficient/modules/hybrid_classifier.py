@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, get_args
 
@@ -14,6 +16,7 @@ from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient._trainer import is_rehearsal, refuse_shards
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_choice, check_fraction
+from lightning_efficient.functional.released_hybrid import joint_head_loss
 from lightning_efficient.functional.schedules import CosineSchedule, Schedule
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
 from lightning_efficient.modules._classifier import number_of_classes
@@ -22,6 +25,7 @@ from lightning_efficient.modules._router_samples import RouterData, RouterSample
 from lightning_efficient.modules._stages import StagePlan
 from lightning_efficient.nn.backbones import data_config
 from lightning_efficient.nn.checkpoints import load_weights
+from lightning_efficient.nn.guides import LogitsGuide
 from lightning_efficient.nn.hybrid_graphs import EdgeGraph, GlobalGraph
 from lightning_efficient.nn.input_fit import InputFit
 from lightning_efficient.nn.networks import as_network
@@ -68,7 +72,7 @@ class HybridClassifier(HybridTraining):
         router_optimizer: What the optimiser's options are for the router, such as ``{lr: 0.002}``.
         target_coverage: Share of inputs that the base shall answer until a threshold is calibrated.
         reweight: Whether a network's stage after a router's weighs the inputs that it will get twice.
-        joint_kwargs: Options of the loss of the stage ``joint``; see ``functional.released_hybrid``.
+        joint_kwargs: Options of the loss of the stage ``joint``; see ``functional.joint_head_loss``.
         base_kwargs: Further arguments of ``timm.create_model`` for the base.
         global_kwargs: Likewise for the global model.
         base_pretrained: Whether the base starts from timm's weights.
@@ -141,7 +145,7 @@ class HybridClassifier(HybridTraining):
         self.save_hyperparameters(ignore=ignored)
         self.plan = StagePlan([{"router": 1}] if stages is None else stages, STAGES, "model.stages")
         self._follows_run = stages is None
-        made = {"num_classes": num_classes, "in_chans": in_chans}
+        made: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
         self.base = as_network(base, "base", pretrained=base_pretrained, options=base_kwargs, **made)
         self.global_model = as_network(
             global_model, "global", pretrained=global_pretrained, options=global_kwargs, name="global_model", **made
@@ -160,6 +164,9 @@ class HybridClassifier(HybridTraining):
         self.router: Router = build_router(router, self.num_classes, features, router_kwargs)
         self.router_name = router if isinstance(router, str) else type(router).__name__
         self._tap = ViewTap(self.base, features=self.router.needs_features)
+        self.joint_kwargs = joint_kwargs or {}
+        _check_joint_options(self.joint_kwargs)
+        self.joint_guide = LogitsGuide(self.num_classes) if "joint" in self.plan.names else None
         self.base_fit = InputFit(in_chans or 1, base_image_size)
         self.global_fit = InputFit(in_chans or 1, global_image_size)
         self.folds = nn.ModuleDict()
@@ -267,8 +274,9 @@ class HybridClassifier(HybridTraining):
         """Build one optimiser with a group for each of base, global model and router that learns."""
         groups: list[dict[str, Any]] = []
         for name in ("base", "global", "router"):
-            copies = self.folds[name].parameters() if name in self.folds else ()
-            learning = [each for each in (*self._network(name).parameters(), *copies) if each.requires_grad]
+            parts = [self._network(name), *([self.folds[name]] if name in self.folds else [])]
+            parts += [self.joint_guide] if name == "router" and self.joint_guide is not None else []
+            learning = [each for part in parts for each in part.parameters() if each.requires_grad]
             if learning:
                 groups.append(
                     {"params": learning, "name": name, **(self._router_optimizer if name == "router" else {})}
@@ -312,3 +320,13 @@ class HybridClassifier(HybridTraining):
     def router_samples(self) -> Tensor | None:
         """Hashes of the inputs that the router learned from, int64; ``None`` where they are not known."""
         return torch.cat(self._seen) if self._seen else None
+
+
+def _check_joint_options(given: Mapping[str, Any]) -> None:
+    kinds = inspect.signature(joint_head_loss).parameters.values()
+    allowed = [each.name for each in kinds if each.kind is each.KEYWORD_ONLY and each.name != "target_coverage"]
+    for name in given:
+        if name not in allowed:
+            raise ConfigurationError(
+                f"model.joint_kwargs has no option {name!r}; it has {', '.join(allowed)}.{did_you_mean(name, allowed)}"
+            )

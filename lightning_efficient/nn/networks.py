@@ -43,8 +43,8 @@ def as_network(
     else:
         if pretrained or options:
             raise ConfigurationError(
-                f"model.{name or key} is a {type(given).__name__}; {key}_pretrained and {key}_kwargs go with the name of a "
-                "timm model"
+                f"model.{name or key} is a {type(given).__name__}; {key}_pretrained and {key}_kwargs go with the name "
+                "of a timm model"
             )
         network = given
     if checkpoint is not None:

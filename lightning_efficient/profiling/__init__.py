@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_efficient.profiling.footprint import Footprint, Latency
+from lightning_efficient.profiling.in_turns import time_in_turns
 from lightning_efficient.profiling.latency import measure_latency
 from lightning_efficient.profiling.macs import MacCount, count_macs
 from lightning_efficient.profiling.memory import peak_memory
@@ -23,5 +24,6 @@ __all__ = [
     "peak_memory",
     "profile_module",
     "surgery_costs",
+    "time_in_turns",
     "undisturbed",
 ]

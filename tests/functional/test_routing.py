@@ -14,13 +14,13 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.routing import (
     QUERY_SCORES,
     accuracy_at_coverage,
-    coverage_threshold,
     gap_to_oracle,
     hybrid_area,
     hybrid_curve,
     oracle_curve,
     proxy_label,
     query_score,
+    query_threshold,
 )
 
 TRUE, FALSE = torch.tensor(True), torch.tensor(False)
@@ -198,7 +198,7 @@ def test_scores_that_are_not_finite_are_the_last_to_be_kept() -> None:
 @settings(max_examples=200, deadline=None)
 def test_a_threshold_is_the_smallest_that_keeps_the_coverage(values: list[int], coverage: float) -> None:
     scores = torch.tensor(values).float()
-    threshold, wanted = coverage_threshold(scores, coverage), math.ceil(coverage * len(values) - 1e-9)
+    threshold, wanted = query_threshold(scores, coverage), math.ceil(coverage * len(values) - 1e-9)
     assert (scores <= threshold).sum() >= wanted
     assert threshold == -math.inf or (scores < threshold).sum() < wanted
 
@@ -206,29 +206,29 @@ def test_a_threshold_is_the_smallest_that_keeps_the_coverage(values: list[int], 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_threshold_keeps_the_score_that_it_was_taken_from_in_every_number_format(dtype: torch.dtype) -> None:
     scores = torch.randn(101, generator=torch.Generator().manual_seed(0)).to(dtype).unique()
-    kept = scores <= coverage_threshold(scores, 0.7)
+    kept = scores <= query_threshold(scores, 0.7)
     assert kept.sum() == math.ceil(0.7 * len(scores))
 
 
 @pytest.mark.parametrize(("coverage", "samples"), [(0.7, 10), (0.1, 30), (0.3, 100), (0.29, 100), (0.57, 100)])
 def test_a_coverage_that_is_a_number_of_samples_is_not_rounded_up(coverage: float, samples: int) -> None:
     scores = torch.arange(1.0, samples + 1)
-    assert coverage_threshold(scores, coverage) == round(coverage * samples)
+    assert query_threshold(scores, coverage) == round(coverage * samples)
 
 
 def test_thresholds_where_scores_are_not_finite() -> None:
     scores = torch.tensor([1.0, math.nan, 2.0, math.inf])
-    assert coverage_threshold(scores, 0.5) == 2.0
-    assert coverage_threshold(scores, 0.75) == math.inf
-    assert coverage_threshold(scores, 0.0) == -math.inf
+    assert query_threshold(scores, 0.5) == 2.0
+    assert query_threshold(scores, 0.75) == math.inf
+    assert query_threshold(scores, 0.0) == -math.inf
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: coverage_threshold(torch.zeros(3), 70), r"coverage=70 is outside \[0, 1\]; .*not a percent"),
-        (lambda: coverage_threshold(torch.zeros(0), 0.5), r"at least one sample"),
-        (lambda: coverage_threshold(torch.zeros(3, 1), 0.5), r"query_scores has shape \(3, 1\)"),
+        (lambda: query_threshold(torch.zeros(3), 70), r"coverage=70 is outside \[0, 1\]; .*not a percent"),
+        (lambda: query_threshold(torch.zeros(0), 0.5), r"at least one sample"),
+        (lambda: query_threshold(torch.zeros(3, 1), 0.5), r"query_scores has shape \(3, 1\)"),
         (lambda: hybrid_curve(torch.zeros(2), TRUE.expand(3), TRUE.expand(3)), r"shape \(2,\) for 3 samples"),
         (lambda: hybrid_curve(torch.zeros(0), torch.zeros(0).bool(), torch.zeros(0).bool()), "at least one sample"),
         (lambda: proxy_label(torch.zeros(3), TRUE.expand(3)), r"base_correct has dtype torch.float32"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.cascade import cascade_choice
-from lightning_efficient.functional.threshold_path import coverage_thresholds, threshold_path
+from lightning_efficient.functional.threshold_path import query_thresholds, threshold_path
 
 INF = math.inf
 
@@ -49,34 +49,34 @@ def test_scores_that_are_not_finite_make_the_path_end_early() -> None:
 @pytest.mark.parametrize("coverage", [0.01, 0.3, 0.57, 0.999])
 def test_a_hybrid_keeps_the_smallest_number_that_is_at_least_the_share(coverage: float) -> None:
     scores = torch.rand(1000)
-    kept = cascade_choice(scores, coverage_thresholds(scores, coverage)) == 0
+    kept = cascade_choice(scores, query_thresholds(scores, coverage)) == 0
     assert int(kept.sum()) == math.ceil(coverage * 1000 - 1e-9)
 
 
 def test_each_stage_keeps_its_share_of_what_reaches_it() -> None:
     scores = torch.rand(1000, 2)
-    counts = cascade_choice(scores, coverage_thresholds(scores, 0.6)).bincount().tolist()
+    counts = cascade_choice(scores, query_thresholds(scores, 0.6)).bincount().tolist()
     assert counts == [600, 240, 160]
 
 
 def test_full_coverage_keeps_every_finite_score_to_come() -> None:
-    assert coverage_thresholds(torch.rand(4, 2), 1.0).tolist() == [INF, INF]
+    assert query_thresholds(torch.rand(4, 2), 1.0).tolist() == [INF, INF]
 
 
 def test_a_stage_that_nothing_reaches_keeps_everything() -> None:
-    assert coverage_thresholds(torch.tensor([[1.0, 5.0], [1.0, 6.0]]), 0.5).tolist() == [1.0, INF]
+    assert query_thresholds(torch.tensor([[1.0, 5.0], [1.0, 6.0]]), 0.5).tolist() == [1.0, INF]
 
 
 def test_scores_that_are_not_finite_move_on_and_count() -> None:
     scores = torch.tensor([[math.nan, 3.0], [-INF, 4.0], [1.0, 5.0], [2.0, 6.0]])
-    assert coverage_thresholds(scores, 0.5).tolist() == [2.0, 3.0]
-    assert coverage_thresholds(scores, 0.75).tolist() == [INF, 4.0]
+    assert query_thresholds(scores, 0.5).tolist() == [2.0, 3.0]
+    assert query_thresholds(scores, 0.75).tolist() == [INF, 4.0]
 
 
 @pytest.mark.parametrize("coverage", [0.0, -0.1, 1.1, math.nan])
 def test_a_coverage_out_of_range_is_named(coverage: float) -> None:
     with pytest.raises(ConfigurationError, match=rf"coverage={coverage} is outside \(0, 1\]"):
-        coverage_thresholds(torch.rand(3), coverage)
+        query_thresholds(torch.rand(3), coverage)
 
 
 def test_too_few_points_or_samples_are_named() -> None:
@@ -85,4 +85,4 @@ def test_too_few_points_or_samples_are_named() -> None:
     with pytest.raises(ConfigurationError, match="query_scores holds no samples"):
         threshold_path(torch.rand(0))
     with pytest.raises(ConfigurationError, match="query_scores holds no samples"):
-        coverage_thresholds(torch.rand(0, 2), 0.5)
+        query_thresholds(torch.rand(0, 2), 0.5)
