@@ -12,7 +12,9 @@ from lightning_efficient.cli.latest_run import WORDS
 from lightning_efficient.errors import ConfigurationError
 
 CLASSIFIER = "lightning_efficient.modules.ImageClassifier"
-AFTER_TRAINING = ("validate", "test", "calibrate", "predict")
+AFTER_TRAINING = ("validate", "test", "calibrate", "predict", "export")
+OF_A_CHECKPOINT = ("calibrate", "export")
+"""Verbs that need the file of one, whose run tells its config."""
 SHARED = ("seed_everything", "model", "data", "trainer")
 """What another verb takes from the config of a fit."""
 
@@ -26,9 +28,9 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
     """Replace config names by files, and timm names by a classifier around that model.
 
     ``--config quickstart`` becomes the path of the shipped file; ``--timm NAME`` and ``--model NAME`` become
-    ``--model ImageClassifier --model.backbone NAME`` for a timm name. ``validate``, ``test``, ``calibrate`` and
-    ``predict`` with a checkpoint and neither config nor model take the ``config.yaml`` of the run that the checkpoint
-    lies in, and say which.
+    ``--model ImageClassifier --model.backbone NAME`` for a timm name. ``validate``, ``test``, ``calibrate``,
+    ``predict`` and ``export`` with a checkpoint and neither config nor model take the ``config.yaml`` of the run that
+    the checkpoint lies in, and say which.
 
     Args:
         arguments: What was typed, the verb first.
@@ -36,7 +38,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
 
     Raises:
         ConfigurationError: an unknown config, ``--timm`` together with ``--model``, an option without its value, or a
-            ``calibrate`` that has no checkpoint or no config.
+            ``calibrate`` or ``export`` that has no checkpoint or no config.
     """
     expanded: list[str] = []
     rest = _with_config_of_run(_separated(arguments))
@@ -71,7 +73,7 @@ def _with_config_of_run(words: list[str]) -> list[str]:
     verb = words[0] if words else ""
     if verb not in AFTER_TRAINING or "--help" in words or "-h" in words:
         return words
-    if verb == "calibrate":
+    if verb in OF_A_CHECKPOINT:
         words = ["--ckpt_path" if word == "--ckpt" else word for word in words]
     if any(word in words for word in _NAMES_THE_MODEL):
         return words
@@ -82,7 +84,7 @@ def _with_config_of_run(words: list[str]) -> list[str]:
     if file is not None and config is not None:
         rank_zero_info(f"config: {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
         return [verb, "--config", config, *words[1:]]
-    if verb == "calibrate":
+    if verb in OF_A_CHECKPOINT:
         _explain_missing(ckpt_path, any(word.partition("=")[0] == "--data" for word in words))
     return words
 

@@ -157,7 +157,8 @@ class EfficientTrainer(Trainer):
         _show(export_page(report), report.metadata, json_file)
         _say_file(json_file)
         if json_file != "-":
-            say(str(report.folder))
+            folder, here = report.folder, Path.cwd()
+            say(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
 
     def profile(
         self,

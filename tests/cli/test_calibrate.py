@@ -271,7 +271,7 @@ def test_a_damaged_threshold_file_is_refused(command: Command, run: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "calibrate needs one of --risk and --coverage; neither is given"),
+        ("", "calibrate needs one of --risk, --coverage and --max_drop; none is given"),
         ("--coverage 90", "--coverage is 90; it must be above 0 and at most 1, such as 0.9 for 90 %"),
         ("--risk 0.1 --rule sg", "rule is 'sg'; it must be one of coverage, empirical, sgr, "),
         ("--risk 0.1 --kind selectiv", "kind is 'selectiv'; it must be one of selective, generalized"),

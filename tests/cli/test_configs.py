@@ -85,5 +85,5 @@ def test_fragments_are_told_by_their_folder() -> None:
     whole = {name for name, config in shipped().items() if not is_fragment(config.path)}
     assert whole == {
         "quickstart",
-        *(name for name in shipped() if name.startswith(("blocks/", "fptt/", "disk/", "selective/"))),
+        *(name for name in shipped() if name.startswith(("blocks/", "fptt/", "disk/", "selective/", "hybrid/"))),
     }
