@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_count, is_integer
@@ -22,7 +23,7 @@ class ExpertOutputs(NamedTuple):
         gate_probabilities: The gate's softmax, shape ``(N, E)``.
         chosen: The likeliest expert, int64 ``(N,)``.
         runner_up: The second likeliest, int64 ``(N,)``.
-        stem: Output of the stem, shape ``(N, ...)``.
+        stem: Output of the stem, shape ``(N, S)`` or ``(N, S, H, W)``.
     """
 
     logits: Tensor
@@ -48,10 +49,12 @@ class ExpertsNetwork(nn.Module):
         num_experts: Number of experts ``E``, 2 or more, for the default experts.
         width: Channels of the default stem, a 3x3 convolution of stride 2; an expert has twice as many, another such
             convolution and the averages over 2x2 cells.
-        stem: Module from inputs to what gate and experts look at, shape ``(N, ...)``; wins over ``in_chans``.
+        stem: Module from inputs to what gate and experts look at, shape ``(N, S)`` or ``(N, S, H, W)``; wins over
+            ``in_chans``.
         experts: Modules from the stem's output to features ``(N, D)``, of any capacity; win over ``num_experts``.
-        stem_channels: Channels of the output of ``stem``, where it is given.
+        stem_channels: Channels ``S`` of the output of ``stem``, where it is given.
         feature_dim: Size ``D`` of the features, where ``experts`` are given.
+        gate_cells: The gate looks at the stem's averages over so many cells each way; 1 for a stem without a map.
 
     Raises:
         ConfigurationError: a number below what is allowed, or ``stem`` or ``experts`` without their size.
@@ -79,9 +82,11 @@ class ExpertsNetwork(nn.Module):
         experts: Sequence[nn.Module] | None = None,
         stem_channels: int | None = None,
         feature_dim: int | None = None,
+        gate_cells: int = 2,
     ) -> None:
         super().__init__()
-        for option, given in (("num_classes", num_classes), ("in_chans", in_chans), ("width", width)):
+        counts = {"num_classes": num_classes, "in_chans": in_chans, "width": width, "gate_cells": gate_cells}
+        for option, given in counts.items():
             check_count(option, given)
         if (stem is None) != (stem_channels is None):
             raise ConfigurationError(f"stem_channels={stem_channels!r} goes with stem; give both or neither.")
@@ -93,7 +98,8 @@ class ExpertsNetwork(nn.Module):
             raise ConfigurationError(f"{option}={count!r} must be an integer of at least 2.")
         channels = width if stem_channels is None else stem_channels
         self.stem = _convolution(in_chans, channels) if stem is None else stem
-        self.gate = nn.Linear(channels, count)
+        self.gate_cells = gate_cells
+        self.gate = nn.Linear(channels * gate_cells**2, count)
         made = [_expert(channels, 2 * width) for _ in range(count)] if experts is None else experts
         self.experts = nn.ModuleList(made)
         self.feature_dim = 8 * width if feature_dim is None else feature_dim
@@ -112,8 +118,7 @@ class ExpertsNetwork(nn.Module):
     def outputs(self, inputs: Tensor) -> ExpertOutputs:
         """Return class scores, features, and what the gate thinks of each expert."""
         stem = self.stem(inputs)
-        pooled = stem.flatten(2).mean(2) if stem.ndim > 2 else stem
-        probabilities = self.gate(pooled).softmax(-1)
+        probabilities = self.gate(self._gate_inputs(stem)).softmax(-1)
         best = probabilities.topk(2).indices
         chosen = best[:, 0]
         if self.training or torch.compiler.is_compiling():
@@ -141,6 +146,16 @@ class ExpertsNetwork(nn.Module):
             stem, experts = stem[rows], experts[rows]
         features = self._features(stem, experts)
         return self.head(features), features
+
+    def _gate_inputs(self, stem: Tensor) -> Tensor:
+        if stem.ndim == 4:
+            return F.adaptive_avg_pool2d(stem, self.gate_cells).flatten(1)
+        if stem.ndim == 2 and self.gate_cells == 1:
+            return stem
+        raise ConfigurationError(
+            f"gate_cells={self.gate_cells} does not go with a stem of output {tuple(stem.shape)}; give (N, S, H, W), or "
+            "(N, S) and gate_cells=1."
+        )
 
     def _features(self, stem: Tensor, experts: Tensor) -> Tensor:
         """Run each expert on its own rows; put the features back in the order of the rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,9 +216,12 @@ def test_a_threshold_of_msp_without_logits_to_compare_is_told(command: Command, 
 @pytest.mark.parametrize(
     ("other", "lines"),
     [
-        ((Path("predictions_rank1.csv"), None, (3, 5)), ["predictions_rank1.csv", "answered {} of 13: "]),
-        ((None, None, (0, 0)), ["answered {} of 8: "]),
-        ((Path("predictions_rank1.pt"), "is not used: why", (0, 0)), ["predictions_rank1.pt", "is not used: why"]),
+        ((Path("predictions_rank1.csv"), None, (3, 5), Counter()), ["predictions_rank1.csv", "answered {} of 13: "]),
+        ((None, None, (0, 0), Counter()), ["answered {} of 8: "]),
+        (
+            (Path("predictions_rank1.pt"), "is not used: why", (0, 0), Counter()),
+            ["predictions_rank1.pt", "is not used: why"],
+        ),
     ],
 )
 def test_the_first_process_tells_of_all(
@@ -232,7 +236,8 @@ def test_the_first_process_tells_of_all(
 
     monkeypatch.setattr("lightning_efficient.cli.efficient_cli.gather_objects", gather)
     printed = command("predict", "--ckpt_path", BEST).out.splitlines()
-    [(file, problem, (accepted, total))] = own
+    [(file, problem, (accepted, total), sources)] = own
+    assert not sources
     assert (file.name, problem, total) == ("predictions.csv", None, 8)
     assert printed[0] == str(file)
     expected = [line.format(accepted + other[2][0]) for line in lines]

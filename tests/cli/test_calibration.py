@@ -32,8 +32,8 @@ Command = Callable[..., Any]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of --risk and --coverage; neither is given"),
-        ({"risk": 0.1, "coverage": 0.5}, "one of --risk and --coverage; got 0.1 and 0.5"),
+        ({}, "one of --risk, --coverage and --max_drop; none is given"),
+        ({"risk": 0.1, "coverage": 0.5}, "one of --risk, --coverage and --max_drop; got --risk 0.1 and --coverage 0.5"),
         ({"risk": 1}, "--risk is 1; it must be at least 0 and below 1"),
         ({"risk": -0.1}, "--risk is -0.1"),
         ({"risk": float("nan")}, "--risk is nan"),

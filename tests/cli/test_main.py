@@ -20,8 +20,8 @@ def test_help_lists_every_verb(command: Command, words: tuple[str, ...]) -> None
 
 
 def test_help_lists_the_verbs_in_the_order_of_their_use(command: Command) -> None:
-    assert [*main.VERBS][:5] == ["fit", "validate", "test", "calibrate", "predict"]
-    assert "  calibrate choose the confidence from which a model answers\n" in command("--help").out
+    assert [*main.VERBS][:7] == ["fit", "validate", "test", "calibrate", "predict", "export", "serve"]
+    assert "  calibrate choose from where on a model answers, or asks a larger one\n" in command("--help").out
 
 
 def test_help_fits_eighty_columns(command: Command) -> None:

@@ -22,7 +22,7 @@ def experts(seed: int = 0) -> ExpertsNetwork:
     torch.manual_seed(seed)
     made = [nn.Sequential(nn.Linear(8, 5), nn.ReLU()) for _ in range(3)]
     stem = nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU())
-    return ExpertsNetwork(CLASSES, stem=stem, stem_channels=8, experts=made, feature_dim=5)
+    return ExpertsNetwork(CLASSES, stem=stem, stem_channels=8, experts=made, feature_dim=5, gate_cells=1)
 
 
 def classifier(**options: Any) -> ExpertsClassifier:

@@ -35,7 +35,12 @@ class Scaled(nn.Module):
 def scaled_network() -> ExpertsNetwork:
     """The input is the stem; an input goes to the expert of its largest entry, which scales it by 1, 10 or 100."""
     network = ExpertsNetwork(
-        3, stem=nn.Identity(), stem_channels=3, experts=[Scaled(1.0), Scaled(10.0), Scaled(100.0)], feature_dim=3
+        3,
+        stem=nn.Identity(),
+        stem_channels=3,
+        experts=[Scaled(1.0), Scaled(10.0), Scaled(100.0)],
+        feature_dim=3,
+        gate_cells=1,
     )
     for layer in (network.gate, network.head):
         layer.weight.data, layer.bias.data = torch.eye(3), torch.zeros(3)
@@ -112,9 +117,9 @@ def test_an_empty_batch_has_empty_outputs(training: bool) -> None:
 def test_an_input_costs_the_stem_the_gate_one_expert_and_the_classifier() -> None:
     network = network_of().eval()
     # stem 4x4 from 8x8, expert 2x2 from 4x4 with 2x2 cells
-    stem, gate, expert, head = 16 * 9 * 4, 4 * 3, 4 * 9 * 4 * 8, 32 * 4
+    stem, gate, expert, head = 16 * 9 * 4, 4 * 4 * 3, 4 * 9 * 4 * 8, 32 * 4
     assert count_macs(network, torch.zeros(1, 1, 8, 8)).macs == stem + gate + expert + head
-    assert count_macs(network_of(num_experts=2).eval(), torch.zeros(1, 1, 8, 8)).macs == stem + 8 + expert + head
+    assert count_macs(network_of(num_experts=2).eval(), torch.zeros(1, 1, 8, 8)).macs == stem + 32 + expert + head
 
 
 def test_the_classifier_and_its_input_are_found_as_in_any_other_network() -> None:
@@ -177,6 +182,7 @@ def test_a_query_score_is_what_the_global_model_gains_over_the_chosen_expert() -
     [
         ({"num_experts": 1}, "num_experts=1 must be an integer of at least 2"),
         ({"experts": [nn.Identity()], "feature_dim": 3}, "the number of experts=1 must be an integer of at least 2"),
+        ({"gate_cells": 0}, "gate_cells=0 must be an integer of at least 1"),
         ({"width": 0}, "width=0 must be an integer of at least 1"),
         ({"stem": nn.Identity()}, "stem_channels=None goes with stem; give both or neither"),
         ({"experts": [nn.Identity(), nn.Identity()]}, "feature_dim=None goes with experts; give both or neither"),
@@ -185,3 +191,11 @@ def test_a_query_score_is_what_the_global_model_gains_over_the_chosen_expert() -
 def test_options_that_cannot_work_are_told(options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         ExpertsNetwork(4, **options)
+
+
+@pytest.mark.parametrize(("cells", "shape"), [(2, (3, 4)), (1, (3, 4, 5))])
+def test_a_gate_that_does_not_fit_the_stem_is_told(cells: int, shape: tuple[int, ...]) -> None:
+    made = [nn.Identity(), nn.Identity()]
+    network = ExpertsNetwork(4, stem=nn.Identity(), stem_channels=4, experts=made, feature_dim=4, gate_cells=cells)
+    with pytest.raises(ConfigurationError, match=f"gate_cells={cells} does not go with a stem of output"):
+        network(torch.zeros(shape))
