@@ -181,6 +181,7 @@ def _routing(model: Any, ckpt_path: str | None, given: str | None, hybrid: bool)
         return None
     file = RoutingFile.read(path)
     file.check_weights(ckpt_path, path)
+    file.check_router(model, path)
     return file
 
 

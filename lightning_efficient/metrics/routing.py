@@ -71,13 +71,19 @@ class RoutingCurve(Metric):
 
     @property
     def samples(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All scores, and whether base and global model are right."""
+        """All scores, and whether base and global model are right, of all processes."""
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        ):
+            return self._gathered()
+
+    def _gathered(self) -> tuple[Tensor, Tensor, Tensor]:
         scores = dim_zero_cat(self.query_score)
         return scores, dim_zero_cat(self.base_correct).bool(), dim_zero_cat(self.global_correct).bool()
 
     def compute(self) -> HybridCurve:
         """Return the curve."""
-        return hybrid_curve(*self.samples)
+        return hybrid_curve(*self._gathered())
 
     def oracle(self) -> HybridCurve:
         """Return the curve of the best order of these inputs."""

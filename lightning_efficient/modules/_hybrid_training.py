@@ -136,7 +136,7 @@ class HybridTraining(HybridEvaluation):
     def _network_loss(self, stage: Stage, inputs: Tensor, target: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         network, fit = self._network(stage.name), self.base_fit if stage.name == "base" else self.global_fit
         if len(target) < 2:  # batch normalisation needs two
-            return _nothing(network), inputs.new_zeros(len(target), self.num_classes)
+            return _nothing(*self._learners(stage)), inputs.new_zeros(len(target), self.num_classes)
         weight = self._weight(stage, inputs)
         seen = fit(inputs)
         logits = network(seen)
@@ -161,13 +161,13 @@ class HybridTraining(HybridEvaluation):
         learning = self.base.training
         self.base.eval()
         with torch.no_grad():
-            queried = self.router(*self.base_outputs(inputs)) > self.threshold
+            queried = ~(self.router(*self.base_outputs(inputs)) <= self.threshold)  # also what is not a number
         self.base.train(learning)
         return alternation_weights(queried)[0 if stage.name == "base" else 1]
 
     def _router_loss(self, stage: Stage, inputs: Tensor, target: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        if not len(target):
-            return _nothing(*self._learners(stage)), inputs.new_zeros(0, self.num_classes)
+        if len(target) < (2 if stage.name == "joint" else 1):  # batch normalisation needs two
+            return _nothing(*self._learners(stage)), inputs.new_zeros(len(target), self.num_classes)
         said = self._frozen_outputs(inputs, keys)
         logits, features = said["logits"], said.get("features")
         base_correct, global_correct = (each.argmax(1) == target for each in (logits, said["global_logits"]))
@@ -211,7 +211,10 @@ class HybridTraining(HybridEvaluation):
         return store(keys, inputs.device, lambda: self._ask(inputs, keys))
 
     def _ask(self, inputs: Tensor, keys: Tensor | None) -> dict[str, Tensor]:
+        learning = self.base.training
+        self.base.eval()
         logits, features = self.base_outputs(inputs)
+        self.base.train(learning)
         said = {"logits": logits, "global_logits": self.global_logits(inputs)}
         if features is not None:
             said["features"] = features

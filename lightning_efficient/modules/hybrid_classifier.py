@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
-from lightning_efficient._trainer import is_rehearsal, refuse_shards
+from lightning_efficient._trainer import average_anew, gather_objects, is_rehearsal, refuse_shards
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_choice, check_fraction
 from lightning_efficient.functional.released_hybrid import joint_head_loss
@@ -185,6 +185,7 @@ class HybridClassifier(HybridTraining):
         self._checkpoints = {"base": base_checkpoint, "global": global_checkpoint}
         self._named = {"base": base, "global": global_model}
         self._pretrained = {"base": base_pretrained, "global": global_pretrained}
+        self._trained: set[str] = set()
         self._keyed: Any = None
         self.begin_training()
         for name in ("base", "global", "router"):
@@ -229,19 +230,22 @@ class HybridClassifier(HybridTraining):
             return
         refuse_shards(self.trainer, type(self).__name__)
         self._check_weights()
-        self._checkpoints = dict.fromkeys(self._checkpoints)  # a second fit goes on with the weights of the first
+        self._keep_weights()  # a second fit goes on with the weights of the first
+        self.routing = None  # calibrated for weights that change now
         if not self._follows_run and not is_rehearsal(self.trainer):
             self.plan.check_length(self.trainer.max_epochs)
         data: Any = getattr(self.trainer, "datamodule", None)
         share, folds = self._split
         self.begin_training()
         self._samples = RouterSamples(self.router_data, data, share=share, folds=folds, seed=0)
-        if self._samples.splits and not data.sample_keys:
+        stores = self._outputs_folder is not None and "router" in self.plan.names and _repeats(data)
+        if (self._samples.splits or stores) and not data.sample_keys:
             data.sample_keys, self._keyed = True, data
         if self.router_data == "out_of_fold" and not self.folds:
             for name in ("base", "global"):
                 if name in self.plan.names:
                     self.folds[name] = nn.ModuleList(deepcopy(self._network(name)) for _ in range(folds))
+            average_anew(self.trainer, self)
 
     def teardown(self, stage: str) -> None:
         """Leave the data module as it was."""
@@ -251,13 +255,18 @@ class HybridClassifier(HybridTraining):
     def _check_weights(self) -> None:
         for name, given in self._named.items():
             joint = name == "base" and "joint" in self.plan.names
-            has = self._pretrained[name] or self._checkpoints[name] or name in self.plan.names or joint
+            has = self._pretrained[name] or self._checkpoints[name] or name in self.plan.names | self._trained or joint
             if isinstance(given, str) and not has and self.trainer.ckpt_path is None:
                 option = "global_model" if name == "global" else name
                 raise ConfigurationError(
                     f"model.{option} {given} has no trained weights; give model.{name}_checkpoint, set "
                     f"model.{name}_pretrained to true, or train it first by an entry {{{name}: 15}} of model.stages"
                 )
+
+    def _keep_weights(self) -> None:
+        """Load no files of first weights any more."""
+        self._checkpoints = dict.fromkeys(self._checkpoints)
+        self._trained = set(self._checkpoints)
 
     def _settle_inputs(self) -> None:
         """Normalise for each network that brings weights, where its statistics are not those of the data."""
@@ -297,29 +306,43 @@ class HybridClassifier(HybridTraining):
     # ------------------------------------------------------------------ what a checkpoint holds
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the router said so far in this epoch, and which samples it learned from."""
-        checkpoint[_KEPT] = {
+        """Keep what the router said so far in this epoch, and which samples it learned from, in each process."""
+        own = {
             "scores": torch.cat(self._scores) if self._scores else None,
-            "scores_epoch": self._scores_epoch,
             "router_samples": torch.cat(self._seen) if self._seen else None,
         }
+        checkpoint[_KEPT] = {"scores_epoch": self._scores_epoch, "per_rank": gather_objects(self.trainer, own)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take those up again; files of first weights have no part any more, nor copies without training."""
-        self._checkpoints = dict.fromkeys(self._checkpoints)
+        self._keep_weights()
         kept = checkpoint.get(_KEPT, {})
-        self._scores = [kept["scores"]] if kept.get("scores") is not None else []
+        own = self._share(kept.get("per_rank", []))
+        self._scores, self._seen = (
+            [each[name] for each in own if each[name] is not None] for name in ("scores", "router_samples")
+        )
         self._scores_epoch = kept.get("scores_epoch", -1)
-        self._seen = [kept["router_samples"]] if kept.get("router_samples") is not None else []
         if not self.folds:
             weights = checkpoint["state_dict"]
             for name in [name for name in weights if name.startswith("folds.")]:
                 del weights[name]
 
+    def _share(self, per_rank: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return what this process takes up: its own, or of another number of processes the first one all."""
+        processes, rank = (1, 0) if self._trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        if len(per_rank) == processes:
+            return per_rank[rank : rank + 1]
+        return per_rank if rank == 0 else []
+
     @property
     def router_samples(self) -> Tensor | None:
         """Hashes of the inputs that the router learned from, int64; ``None`` where they are not known."""
         return torch.cat(self._seen) if self._seen else None
+
+
+def _repeats(data: Any) -> bool:
+    """Tell whether a data module knows its training samples again, and does not change them."""
+    return hasattr(data, "train_fingerprint") and not data.augments_training
 
 
 def _check_joint_options(given: Mapping[str, Any]) -> None:

@@ -203,6 +203,15 @@ def test_a_threshold_of_other_weights_is_refused_and_nothing_is_written(tmp_path
     assert not (tmp_path / "best.export").exists()
 
 
+def test_a_threshold_of_another_router_is_refused_though_the_weights_are_the_same(tmp_path: Path) -> None:
+    ckpt = saved(Pair(), tmp_path / "best.ckpt")
+    calibrated(ckpt)
+    pair = Pair()
+    pair.router_name = "margin"  # type: ignore[assignment]
+    with pytest.raises(ConfigurationError, match="is of the router 'msp', and Pair has 'margin'"):
+        export_model(pair, SHAPE, ckpt_path=ckpt, **FAST)
+
+
 @pytest.mark.parametrize(
     ("module", "ckpt", "message"),
     [
