@@ -221,7 +221,7 @@ def judged(router: Router, found: Mapping[str, Outputs], max_drop: float) -> dic
         "at": {f"{share:g}": LR.accuracy_at_coverage(curve, share) for share in COVERAGES},
         "hindsight": {f"{drop:g}": coverage_within(curve, drop) for drop in (0.0, max_drop)},
         "thresholds": {
-            f"{share:g}": on_test(scores["test"], test, LR.coverage_threshold(scores["calibration"], share))
+            f"{share:g}": on_test(scores["test"], test, LR.query_threshold(scores["calibration"], share))
             for share in COVERAGES
         },
         "promise": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import pickle
 import signal
@@ -264,6 +265,7 @@ def _ends_by_signal(server: Any) -> Iterator[list[int]]:
     def end(number: int, frame: object) -> None:
         if os.getpid() == process and not ended:  # the processes forked from this one have it too
             ended.append(number)
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # its monitor complains of what is meant to end
             if (told := getattr(server, "_shutdown_event", None)) is not None:
                 # else LitServe may start a worker anew that it has just ended; from a thread, as this one waits for it
                 threading.Thread(target=told.set, daemon=True).start()

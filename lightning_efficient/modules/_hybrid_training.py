@@ -168,18 +168,21 @@ class HybridTraining(HybridEvaluation):
     def _router_loss(self, stage: Stage, inputs: Tensor, target: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         if len(target) < (2 if stage.name == "joint" else 1):  # batch normalisation needs two
             return _nothing(*self._learners(stage)), inputs.new_zeros(len(target), self.num_classes)
+        if stage.name == "joint":
+            return self._joint_loss(inputs, target)
         said = self._frozen_outputs(inputs, keys)
         logits, features = said["logits"], said.get("features")
         base_correct, global_correct = (each.argmax(1) == target for each in (logits, said["global_logits"]))
         self._gather(logits, features, inputs)
-        if stage.name == "joint":
-            return self._joint_loss(inputs, target, said["global_logits"])
         if not self.router.learns or len(target) < 2:
             return _nothing(self.router), logits
         return self.router.loss(logits, features, base_correct, global_correct), logits
 
-    def _joint_loss(self, inputs: Tensor, target: Tensor, global_logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _joint_loss(self, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            global_logits = self.global_logits(inputs)
         logits, features = self.base_outputs(inputs)
+        self._gather(logits, features, inputs)
         guide = None if self.joint_guide is None else self.joint_guide(ModelViews(global_logits))
         query = self.router.query_logit(logits, features)
         terms = joint_head_loss(

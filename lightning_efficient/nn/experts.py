@@ -153,8 +153,8 @@ class ExpertsNetwork(nn.Module):
         if stem.ndim == 2 and self.gate_cells == 1:
             return stem
         raise ConfigurationError(
-            f"gate_cells={self.gate_cells} does not go with a stem of output {tuple(stem.shape)}; give (N, S, H, W), or "
-            "(N, S) and gate_cells=1."
+            f"gate_cells={self.gate_cells} does not go with a stem of output {tuple(stem.shape)}; give (N, S, H, W), "
+            "or (N, S) and gate_cells=1."
         )
 
     def _features(self, stem: Tensor, experts: Tensor) -> Tensor:
