@@ -17,8 +17,8 @@ that alone, with the networks of seed 0 where ``--weights`` holds them, else wit
 which images are asked about, not how many. No network link is in these figures.
 
 ``digits`` are scikit-learn's; ``fashion`` (FashionMNIST) and ``cifar10`` read the folder that
-``LIGHTNING_EFFICIENT_DATA`` names; ``fashion-6k`` and ``cifar10-6k`` train on 6,000 of their images, for CPUs. With
-``--jobs N`` so many seeds are trained at the same time. Writes ``hybrid_images_<task>.json`` into ``results`` or the
+``LIGHTNING_EFFICIENT_DATA`` names; ``fashion-6k`` and ``cifar10-6k`` train on 6,000 of their images, for CPUs, and
+``fashion-timm`` and ``cifar10-timm`` a MobileNetV3 and a ResNet-10 of timm on 8,000. With ``--jobs N`` so many seeds are trained at the same time. Writes ``hybrid_images_<task>.json`` into ``results`` or the
 folder of ``--results`` after every seed; ``--draw`` draws and prints what was saved. Beside our figures stand those of
 the paper's poster, which are of other networks and images.
 
@@ -44,6 +44,7 @@ from _hybrid_published import PUBLISHED
 from harness import command_line, device_name, save, steady_allocator, table
 
 _POCKET, _PHONE = ("cifar_resnet10_xxxs", "cifar_resnet10_m"), ("mobilenetv3_small_050", "resnet18d")
+_TIMM = ("mobilenetv3_small_050", "resnet10t")
 TASKS = {
     "digits": Task(
         "Digits", 1, 8, "cifar_resnet10_xxxs", "cifar_resnet10_s", epochs=15, batch=64, shift=1, flips=False,
@@ -62,6 +63,14 @@ TASKS = {
     "cifar10-6k": Task(
         "CIFAR10", 3, 32, *_POCKET, epochs=16, batch=128, shift=4, flips=True,
         router=4_000, calibration=5_000, trained_on=6_000, rate=1e-2,
+    ),
+    "fashion-timm": Task(
+        "FashionMNIST", 1, 32, *_TIMM, epochs=12, batch=128, shift=2, flips=True,
+        router=4_000, calibration=5_000, trained_on=8_000,
+    ),
+    "cifar10-timm": Task(
+        "CIFAR10", 3, 32, *_TIMM, epochs=16, batch=128, shift=4, flips=True,
+        router=4_000, calibration=5_000, trained_on=8_000,
     ),
 }  # fmt: skip
 
