@@ -18,9 +18,10 @@ which images are asked about, not how many. No network link is in these figures.
 
 ``digits`` are scikit-learn's; ``fashion`` (FashionMNIST) and ``cifar10`` read the folder that
 ``LIGHTNING_EFFICIENT_DATA`` names; ``fashion-6k`` and ``cifar10-6k`` train on 6,000 of their images, for CPUs, and
-``fashion-timm`` and ``cifar10-timm`` a MobileNetV3 and a ResNet-10 of timm on 8,000. With ``--jobs N`` so many seeds are trained at the same time. Writes ``hybrid_images_<task>.json`` into ``results`` or the
-folder of ``--results`` after every seed; ``--draw`` draws and prints what was saved. Beside our figures stand those of
-the paper's poster, which are of other networks and images.
+``fashion-timm`` and ``cifar10-timm`` a MobileNetV3 and a ResNet-10 of timm on 8,000. With ``--jobs N`` so many seeds
+are trained at the same time. Writes ``hybrid_images_<task>.json`` into ``results`` or the folder of ``--results`` after
+every seed; ``--draw`` draws and prints what was saved. Beside our figures stand those of the paper's poster, which are
+of other networks and images.
 
 Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/hybrid_images.py fashion cifar10 --device cuda --jobs 5``
 """
