@@ -21,7 +21,7 @@ from lightning_efficient.inference.exported import FORMATS, ExportFormat
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
 from lightning_efficient.inference.threshold_file import hash_checkpoint
-from lightning_efficient.nn.checkpoints import read_checkpoint, unpacked
+from lightning_efficient.nn.checkpoints import load_module
 from lightning_efficient.reporting import model_name
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def export_model(
     if ckpt_path is None:
         notes.append(f"no --ckpt_path: the weights are those with which {model_name(model)} starts")
     else:
-        load_checkpoint(model, ckpt_path)
+        load_module(model, ckpt_path)
     if hybrid and routing is None:
         notes.append("no threshold was calibrated for these weights; whoever loads the export has to give one")
     if routing is not None and routing.precision not in _FULL_PRECISION:
@@ -106,27 +106,6 @@ def export_model(
         batch_sizes=batch_sizes,
     )
     return replace(report, notes=(*notes, *report.notes))
-
-
-def load_checkpoint(model: LightningModule, ckpt_path: str) -> None:
-    """Load a checkpoint as the Trainer does for a test, without a Trainer.
-
-    Raises:
-        ConfigurationError: no such file, a damaged one, or one of another model.
-    """
-    stored = read_checkpoint(Path(ckpt_path), "ckpt_path")
-    weights = unpacked(stored)
-    if not weights:
-        raise ConfigurationError(f"ckpt_path: {ckpt_path!r} has no weights")
-    checkpoint = {**stored, "state_dict": weights}
-    model.on_load_checkpoint(checkpoint)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n", 2)[1].split()) if "\n" in str(error) else str(error)
-        reason = reason if len(reason) <= 160 else f"{reason[:159]}…"
-        message = f"ckpt_path: {ckpt_path!r} has other weights than {type(model).__name__}: {reason}"
-        raise ConfigurationError(message) from error
 
 
 def export_page(report: ExportReport) -> Group:

@@ -21,7 +21,7 @@ from lightning_efficient.inference._weights_guard import WeightsGuard
 from lightning_efficient.inference.events import EventLog, GlobalUnavailable, RoutingEvent
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
-from lightning_efficient.nn.checkpoints import load_weights
+from lightning_efficient.nn.checkpoints import load_module
 from lightning_efficient.nn.views import ViewTap
 
 SOURCES = ("base", "global", "fallback")
@@ -173,7 +173,7 @@ class RoutedPredictor(nn.Module):
         path = RoutingFile.find(ckpt_path)
         file = RoutingFile.read(path)
         file.check_weights(ckpt_path, path)
-        load_weights(module, ckpt_path, option="ckpt_path")
+        load_module(module, ckpt_path)
         parts: Any = module
         options = {"features": False, **options}
         return cls(parts.base_outputs, parts.router, parts.global_logits, file.calibrated, **options)

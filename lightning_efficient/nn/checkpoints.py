@@ -44,6 +44,32 @@ def load_weights(network: nn.Module, path: str | Path, *, option: str) -> None:
     network.load_state_dict(found)
 
 
+def load_module(module: nn.Module, ckpt_path: str | Path) -> None:
+    """Load a checkpoint into the whole module that wrote it, as a Trainer does for a test, without a Trainer.
+
+    Args:
+        module: Loaded in place; its ``on_load_checkpoint``, if it has one, sees the checkpoint first.
+        ckpt_path: Checkpoint of Lightning.
+
+    Raises:
+        ConfigurationError: no such file, a damaged one, one that could run code, or one of another module.
+    """
+    stored = read_checkpoint(Path(ckpt_path), "ckpt_path")
+    weights = unpacked(stored)
+    if not weights:
+        raise ConfigurationError(f"ckpt_path: {str(ckpt_path)!r} has no weights")
+    checkpoint = {**stored, "state_dict": weights}
+    if callable(prepare := getattr(module, "on_load_checkpoint", None)):
+        prepare(checkpoint)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n", 2)[1].split()) if "\n" in str(error) else str(error)
+        reason = reason if len(reason) <= 160 else f"{reason[:159]}…"
+        message = f"ckpt_path: {str(ckpt_path)!r} has other weights than {type(module).__name__}: {reason}"
+        raise ConfigurationError(message) from error
+
+
 def hash_weights(digest: Any, state: Mapping[str, Any]) -> None:
     """Feed a ``hashlib`` digest with a state dict: names, shapes, dtypes and bytes; alike on any device.
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from rich.console import Console
 from torch import Tensor, nn
 
-from lightning_efficient.cli.exporting import export_model, export_page, load_checkpoint
+from lightning_efficient.cli.exporting import export_model, export_page
 from lightning_efficient.datamodules import Digits
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference._export_graph import weights_hash
@@ -20,6 +20,7 @@ from lightning_efficient.inference.exported import load_export, read_metadata
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import calibrate_routing
 from lightning_efficient.inference.threshold_file import hash_checkpoint
+from lightning_efficient.nn.checkpoints import load_module
 from lightning_efficient.nn.hybrid_graphs import EdgeGraph, GlobalGraph
 from lightning_efficient.nn.routers import ScoreRouter
 
@@ -169,7 +170,7 @@ def test_a_checkpoint_passes_the_hook_of_its_module(tmp_path: Path) -> None:
     trained, fresh = Plain(), Copies()
     path = tmp_path / "x.ckpt"
     torch.save({"state_dict": {**trained.state_dict(), "extra": torch.zeros(1)}}, path)
-    load_checkpoint(fresh, str(path))
+    load_module(fresh, str(path))
     assert torch.equal(fresh.network[1].weight, trained.network[1].weight)  # type: ignore[arg-type]
 
 
@@ -177,7 +178,7 @@ def test_a_checkpoint_passes_the_hook_of_its_module(tmp_path: Path) -> None:
 def test_a_checkpoint_without_weights_is_told(tmp_path: Path, content: dict[str, Any]) -> None:
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(ConfigurationError, match=r"ckpt_path: '.*x\.ckpt' has no weights"):
-        load_checkpoint(Plain(), str(tmp_path / "x.ckpt"))
+        load_module(Plain(), str(tmp_path / "x.ckpt"))
 
 
 def test_weights_of_another_model_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
