@@ -35,6 +35,7 @@ from lightning_efficient.cli.problems import explain
 from lightning_efficient.cli.run_folder import RunFolder
 from lightning_efficient.cli.trainer import EfficientTrainer
 from lightning_efficient.errors import ConfigurationError, MissingExtraError
+from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.reporting import run_dir
 
 VERBS = ("fit", "validate", "test", "calibrate", "predict", "export", "profile")
@@ -110,11 +111,13 @@ class EfficientCLI(ExplicitArgumentsWin):
             say(str(run_dir(self.trainer)))
 
     def validate(self, **kwargs: Any) -> None:
-        """Run ``Trainer.validate``."""
+        """Run ``Trainer.validate``, by the thresholds that were calibrated."""
+        self._route(kwargs)
         self._run(self.trainer.validate, kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Run ``Trainer.test``."""
+        """Run ``Trainer.test``, by the thresholds that were calibrated."""
+        self._route(kwargs)
         self._run(self.trainer.test, kwargs)
 
     def calibrate(self, **kwargs: Any) -> None:
@@ -134,9 +137,7 @@ class EfficientCLI(ExplicitArgumentsWin):
                 f"the threshold was calibrated with precision {threshold.precision}, and this run has {precision}: the "
                 "confidences differ a little"
             )
-        routing = routing_beside(kwargs["ckpt_path"], self.model)
-        if routing is not None:
-            self.model.use_routing(routing.calibrated)
+        routing = self._route(kwargs)
         outputs = self._run(self.trainer.predict, kwargs) or []
         if is_rehearsal(self.trainer):
             return
@@ -156,6 +157,14 @@ class EfficientCLI(ExplicitArgumentsWin):
             say(line)
         if threshold is not None:
             say(next(filter(None, problems), None) or answered(counts, threshold))
+
+    def _route(self, kwargs: dict[str, Any]) -> RoutingFile | None:
+        """Let a model that routes use the thresholds beside its checkpoint, and return their file."""
+        kwargs["ckpt_path"] = resolved(kwargs.get("ckpt_path"), self.trainer)
+        routing = routing_beside(kwargs["ckpt_path"], self.model)
+        if routing is not None:
+            self.model.use_routing(routing.calibrated)
+        return routing
 
     def _run(self, verb: Any, kwargs: dict[str, Any]) -> Any:
         if "ckpt_path" in kwargs:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional.drop_control import DROP_RULES
 from lightning_efficient.inference.routing_file import RoutingFile
-from lightning_efficient.inference.routing_thresholds import RoutingRule, calibrate_routing
+from lightning_efficient.inference.routing_thresholds import RoutingRule, calibrate_routing, meant_routing_rule
 from lightning_efficient.inference.sample_hashes import hash_samples, overlap
 from lightning_efficient.inference.threshold_file import Split, hash_checkpoint
 
@@ -49,20 +51,24 @@ class RoutingSamples:
         return scores, predictions, target
 
     def check_apart(self, trained_on: Tensor | None) -> None:
-        """Raise where samples have trained the router.
+        """Raise where samples have trained the router or a model.
 
         Args:
-            trained_on: Hashes of its training samples, int64, if they are known.
+            trained_on: Hashes of the training samples, int64, if they are known.
 
         Raises:
             ConfigurationError: some of them are among these.
         """
         if trained_on is None or not self._hashes:
+            rank_zero_info(
+                "it was not checked whether the calibration samples have trained the model, as it does not know its "
+                "training samples; the promise assumes that they have not"
+            )
             return
         hashes = torch.cat(self._hashes)
         if common := overlap(hashes, trained_on):
             raise ConfigurationError(
-                f"{common} of the {len(hashes)} calibration samples have trained the router, so that no promise holds; "
+                f"{common} of the {len(hashes)} calibration samples have trained the model, so that no promise holds; "
                 "calibrate on other samples"
             )
 
@@ -79,6 +85,8 @@ def check_routing(request: Request, model: object, world_size: int) -> bool:
             f"--max_drop is of models that ask a larger one, and {name} does not; take HybridClassifier, "
             "CascadeClassifier or EarlyExitClassifier, or give --risk"
         )
+    if request.kind is not None and routes:
+        raise ConfigurationError(f"--kind is of models that may not answer, and {name} always does; leave it out")
     if request.risk is not None and routes:
         raise ConfigurationError(
             f"--risk is of models that may not answer, and {name} always does; give --max_drop or --coverage"
@@ -102,15 +110,17 @@ def calibrated_routing(
         raise ConfigurationError(
             f"--split {split} has no samples; see --trainer.limit_{split}_batches, or take --split {other}"
         )
-    samples.check_apart(getattr(model, "router_samples", None))
+    samples.check_apart(getattr(model, "training_samples", None))
     path: Tensor = model.threshold_path
+    rule = request.rule or meant_routing_rule(request.coverage, request.confidence)
+    uses_path = rule in DROP_RULES and not bool(path.isnan().any())
     found = calibrate_routing(
         *samples.samples,
         max_drop=request.max_drop,
         coverage=request.coverage,
         confidence_level=request.confidence,
         rule=cast("RoutingRule | None", request.rule),
-        path=None if bool(path.isnan().any()) else path.cpu(),
+        path=path.cpu() if uses_path else None,
     )
     name = getattr(model, "router_name", None)
     return RoutingFile(found, split, gathering.data_sha256, hash_checkpoint(checkpoint), name, gathering.precision)

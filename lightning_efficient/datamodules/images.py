@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from lightning_efficient.datamodules._dataset import AugmentedImages, ImageDataset, LabelledImages
 from lightning_efficient.datamodules._parts import cut_by_class
 from lightning_efficient.datamodules._resumable import Split
@@ -122,6 +125,22 @@ class ImageDataModule(KeyedDataModule):
         # What timm prints of its transforms leaves out some numbers.
         words += [self.crop_pct] if policy is None else [sorted(policy.items()), *_augmenting_versions()]
         return sha256_of([*(str(word).encode() for word in words), *train.images.identity()])
+
+    def plain_samples(self, keys: Tensor) -> Tensor:
+        """Return training images as evaluation prepares them, whatever augmentation makes of them in training.
+
+        Args:
+            keys: Of the samples, int64 ``(N,)``; see ``sample_keys``.
+
+        Returns:
+            Shape ``(N, C, H, W)``, float32.
+
+        Raises:
+            ConfigurationError: the training images are not loaded.
+        """
+        train: ImageDataset = self._train_samples()
+        plain = ImageDataset(train.images, self._transforms()[1], train.mode)
+        return torch.stack([plain[key % len(plain)][0] for key in keys.tolist()])
 
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs and build its transforms; called by the Trainer on every process.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from torchmetrics import Metric
 _LARGEST = 16.0
 """Log-odds of the first finite point: a score within 1e-7 of its surest value."""
 
-_BOUNDED = {"msp": -1.0, "margin": -1.0, "gini": -1.0, "entropy": 0.0}
-"""Query score of full certainty, of the scores that are bounded; the other end depends on the number of classes."""
+BOUNDED = ("msp", "margin", "gini", "entropy", "energy_softmax")
+"""Scores with a largest and a smallest value that follow from the number of classes."""
 
 
 class CascadeResult(NamedTuple):
@@ -95,7 +96,7 @@ def shared_path(score: str, num_classes: int, stages: int, points: int = 101) ->
     """Return one query score for all stages, from minus to plus infinity, chosen before any data are seen.
 
     Between them, bounded scores go from certainty to ignorance in even steps of log-odds, which resolve both ends; the
-    others go from -1000 to 1000 in steps that grow with the distance from 0.
+    others go from -1000 to 1000 in steps that grow with the distance from 0, until training scores tell their range.
 
     Args:
         score: Name of a query score.
@@ -107,13 +108,20 @@ def shared_path(score: str, num_classes: int, stages: int, points: int = 101) ->
         Shape ``(points, M - 1)``, float32.
     """
     steps = torch.linspace(_LARGEST, -_LARGEST, points - 2, dtype=torch.float64)
-    if score in _BOUNDED:
-        sure = _BOUNDED[score]
-        classes = torch.tensor(float(num_classes), dtype=torch.float64)
-        unsure = {"margin": torch.zeros_like(classes), "entropy": classes.log()}.get(score, -1 / classes)
+    if score in BOUNDED:
+        sure, unsure = _ends(score, num_classes)
         # one minus the logistic function loses the digits near certainty, so take it of the opposite
         inner = sure + (unsure - sure) * (-steps).sigmoid()
     else:
         inner = -1000 * torch.sinh(steps / 2) / torch.sinh(torch.tensor(_LARGEST / 2, dtype=torch.float64))
     infinity = torch.tensor([torch.inf], dtype=torch.float64)
     return torch.cat([-infinity, inner, infinity]).float().unsqueeze(1).repeat(1, stages - 1)
+
+
+def _ends(score: str, classes: int) -> tuple[float, float]:
+    """Return the query scores of a one-hot and of a uniform softmax."""
+    if score == "energy_softmax":
+        return -math.log(classes - 1 + math.e), -(math.log(classes) + 1 / classes)
+    if score == "entropy":
+        return 0.0, math.log(classes)
+    return -1.0, 0.0 if score == "margin" else -1 / classes

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_efficient._trainer import is_rehearsal
+from lightning_efficient._trainer import gather_objects, is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, is_integer
 from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.distillation import distillation_kl
 from lightning_efficient.functional.routing import QUERY_SCORES, QueryScore, query_score
+from lightning_efficient.functional.threshold_path import threshold_path
 from lightning_efficient.metrics import AURC
 from lightning_efficient.modules._cascade_costs import CascadeNetwork, count_last, count_stages, time_cascade
-from lightning_efficient.modules._cascade_counts import CascadeCounts, CascadeResult, shared_path
+from lightning_efficient.modules._cascade_counts import BOUNDED, CascadeCounts, CascadeResult, shared_path
 from lightning_efficient.modules._classifier import Classifier
 from lightning_efficient.nn._stage_answers import StageAnswers
 from lightning_efficient.reporting import log_curve, log_figure, log_table
@@ -78,6 +79,7 @@ class CascadingClassifier(Classifier):
         self.router_name = score if isinstance(score, str) else "function"
         self.register_buffer("threshold_path", shared_path(self.router_name, self.num_classes, self.network.stages))
         self._example: Tensor | None = None
+        self._scores: list[Tensor] = []
         self.add_metrics()
 
     @property
@@ -136,6 +138,7 @@ class CascadingClassifier(Classifier):
         inputs, target, *_ = batch
         self.check(inputs, target)
         logits = self.network(inputs)
+        self._gather(logits.detach())
         losses = self._stage_losses(logits, target)
         loss = sum(weight * each for weight, each in zip(self.stage_weights, losses, strict=True) if weight)
         assert isinstance(loss, Tensor)
@@ -145,6 +148,33 @@ class CascadingClassifier(Classifier):
             loss = loss + self.distill * pull
         self.log("train/loss", loss, prog_bar=True, batch_size=len(inputs))
         return {"loss": loss, "logits": logits[:, -1], "target": target}
+
+    def _gather(self, logits: Tensor) -> None:
+        """Note the scores of a batch, where nothing but they tells their range."""
+        if self.router_name not in BOUNDED:
+            scores = [query_score(each, self.score) for each in logits[:, :-1].unbind(1)]
+            self._scores.append(torch.stack(scores, 1).float().cpu())
+
+    def on_validation_epoch_start(self) -> None:
+        """Settle the path of a score without bounds on the training scores, before anything is counted along it."""
+        if not self.trainer.sanity_checking:
+            self._settle_path()
+
+    def on_train_epoch_end(self) -> None:
+        """Settle it where no validation did."""
+        self._settle_path()
+
+    def _settle_path(self) -> None:
+        gathered = [each for own in gather_objects(self.trainer, self._scores) for each in own]
+        self._scores = []
+        if gathered:
+            path = threshold_path(torch.cat(gathered), len(self.threshold_path)).float()
+            self._take_path(path)
+
+    def _take_path(self, path: Tensor) -> None:
+        self.threshold_path.copy_(path)
+        for counts in (self.val_cascade, self.test_cascade):
+            cast(Tensor, counts.path).copy_(path)
 
     def _stage_losses(self, logits: Tensor, target: Tensor) -> list[Tensor]:
         scores = at_least_float32(logits)
@@ -294,11 +324,17 @@ class CascadingClassifier(Classifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the stages cost."""
-        checkpoint[_KEPT] = {"stage_costs": self.stage_costs}
+        scores = torch.cat(self._scores) if self._scores else None
+        checkpoint[_KEPT] = {"stage_costs": self.stage_costs, "scores": scores}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
-        self.stage_costs = checkpoint.get(_KEPT, {}).get("stage_costs")
+        kept = checkpoint.get(_KEPT, {})
+        self.stage_costs = kept.get("stage_costs")
+        self._scores = [] if kept.get("scores") is None else [kept["scores"]]
+        path = checkpoint["state_dict"].get("threshold_path")
+        if path is not None and path.shape == self.threshold_path.shape:
+            self._take_path(path)
 
 
 def distillation_kl_to_last(logits: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class Classifier(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compare classes and channels with the data module's, if it tells them."""
+        if stage == "fit":
+            for metric in self.modules():
+                if isinstance(metric, Metric):
+                    metric.reset()  # an evaluation in inference mode leaves states that training cannot change
         data = getattr(self.trainer, "datamodule", None)
         classes, channels = getattr(data, "num_classes", None), getattr(data, "in_chans", None)
         if isinstance(classes, int) and classes > self.num_classes:

@@ -114,7 +114,7 @@ class HybridEvaluation(Classifier):
         curve: HybridCurve = curve_of.compute()
         oracle: HybridCurve = curve_of.oracle()
         plain: HybridCurve = plain_of.compute()
-        scores = curve_of.samples[0]
+        scores, *samples = curve_of.samples
         curve_of.reset()
         plain_of.reset()
         values = {
@@ -127,7 +127,10 @@ class HybridEvaluation(Classifier):
         }
         threshold = self._threshold()
         if threshold is not None:
-            values["query_rate"] = float((scores > threshold).float().mean())
+            base_correct, global_correct = samples
+            kept = (scores <= threshold) & scores.isfinite()
+            values["coverage"] = float(kept.double().mean())
+            values["routed_accuracy"] = float(torch.where(kept, base_correct, global_correct).double().mean())
         for name, value in values.items():
             self.log(f"{stage}/{name}", float(value), prog_bar=name == "accuracy", sync_dist=True)
         rows = list(zip(curve.coverage.tolist(), curve.accuracy.tolist(), curve.threshold.tolist(), strict=True))

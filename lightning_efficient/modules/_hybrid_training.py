@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,6 +32,8 @@ from lightning_efficient.nn.input_fit import InputFit
 from lightning_efficient.nn.views import ModelViews, ViewTap
 
 PATH_POINTS = 101
+MOST_NOTED = 100_000
+"""Largest number of augmented training samples that are loaded once more, as evaluation sees them."""
 
 
 class HybridTraining(HybridEvaluation):
@@ -46,6 +49,7 @@ class HybridTraining(HybridEvaluation):
     router_data: RouterData
     reweight: bool
     joint_guide: LogitsGuide | None
+    idle: nn.Parameter | None
     joint_kwargs: dict[str, Any]
     _follows_run: bool
     _split: tuple[float, int]
@@ -56,8 +60,9 @@ class HybridTraining(HybridEvaluation):
         self._samples: RouterSamples | None = None
         self._stored: StoredOutputs | None = None
         self._scores: list[Tensor] = []
-        self._scores_epoch = -1
-        self._seen: list[Tensor] = []
+        self._scores_epoch = self._begun = -1
+        self._settled: dict[str, Tensor] = {}
+        self._seen: list[Tensor] = getattr(self, "_seen", [])
 
     def _network(self, name: str) -> nn.Module:
         return {"base": self.base, "global": self.global_model, "router": self.router}[name]
@@ -76,26 +81,34 @@ class HybridTraining(HybridEvaluation):
 
     def _resting(self, stage: Stage) -> list[nn.Parameter]:
         learning = {id(each) for module in self._learners(stage) for each in module.parameters()}
+        learning |= {id(self.idle)} if stage.name == "router" else set()
         return [each for each in self.parameters() if each.requires_grad and id(each) not in learning]
 
-    def on_train_epoch_start(self) -> None:
+    def _begin_epoch(self, stage: Stage) -> None:
         """Begin to gather anew what the router says, and forget stored outputs of networks that learn again."""
-        stage = self._stage()
-        if stage.name in ("router", "joint") and self._scores_epoch != self.current_epoch:
-            self._scores, self._scores_epoch = [], self.current_epoch
+        # no hook of the epoch's start: Lightning leaves it out where a run goes on after the last batch of another,
+        # and that one's end with it
+        if self._begun == self.current_epoch:
+            return
+        self._begun = self.current_epoch
+        if self._scores_epoch != self.current_epoch:
+            self._settle_thresholds()
+            if stage.name in ("router", "joint"):
+                self._scores, self._scores_epoch = [], self.current_epoch
         if self.current_epoch == stage.start:
             self._stored = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let those learn whose turn it is, at the rate that the schedule of their stage gives."""
         self._now = stage = self._stage(batch_idx)
+        self._begin_epoch(stage)
         learning = self._learners(stage)
         beside = [] if self.joint_guide is None else [self.joint_guide]
         for part in (self.base, self.global_model, self.router, *beside, *self.folds.values()):
             part.train(any(part is each for each in learning))
-        epochs = self.trainer.max_epochs if self._follows_run else None
-        if epochs is not None and epochs > 0:
-            stage = replace(stage, epochs=epochs)
+        last, end = stage.number == len(self.plan.stages) - 1, self.trainer.max_epochs
+        if last and end is not None and end > stage.start:  # the last one lasts as long as the run
+            stage = replace(stage, epochs=end - stage.start)
         factor = self.schedule(stage.progress(self.current_epoch, batch_idx, self.trainer.num_training_batches))
         for group in cast(Optimizer, self.optimizers()).param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -107,6 +120,7 @@ class HybridTraining(HybridEvaluation):
         assert self._samples is not None
         stage = self._now
         keys = rest[0] if rest else None
+        self._note_samples(inputs, keys)
         rows = self._rows(stage, keys)
         if rows is not None:
             inputs, target, keys = inputs[rows], target[rows], None if keys is None else keys[rows]
@@ -117,6 +131,16 @@ class HybridTraining(HybridEvaluation):
         self.log(f"train/{stage.name}_loss", loss, prog_bar=True, batch_size=max(len(target), 1))
         loss = take_part(self.trainer, loss, self._resting(stage))
         return {"loss": loss, "logits": logits, "target": target}
+
+    def _note_samples(self, inputs: Tensor, keys: Tensor | None) -> None:
+        """Note which samples are learned from, in a stage's first epoch: calibration must not use them."""
+        if self.current_epoch != self._now.start:
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not getattr(data, "augments_training", False):
+            self._seen.append(hash_samples(inputs))
+        elif keys is not None and hasattr(data, "plain_samples") and data.train_size <= MOST_NOTED:
+            self._seen.append(hash_samples(data.plain_samples(keys)))  # as they are when calibration sees them
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave the weights and the momentum of those alone whose turn it is not."""
@@ -167,7 +191,7 @@ class HybridTraining(HybridEvaluation):
 
     def _router_loss(self, stage: Stage, inputs: Tensor, target: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         if len(target) < (2 if stage.name == "joint" else 1):  # batch normalisation needs two
-            return _nothing(*self._learners(stage)), inputs.new_zeros(len(target), self.num_classes)
+            return self._no_loss(*self._learners(stage)), inputs.new_zeros(len(target), self.num_classes)
         if stage.name == "joint":
             return self._joint_loss(inputs, target)
         said = self._frozen_outputs(inputs, keys)
@@ -175,7 +199,7 @@ class HybridTraining(HybridEvaluation):
         base_correct, global_correct = (each.argmax(1) == target for each in (logits, said["global_logits"]))
         self._gather(logits, features, inputs)
         if not self.router.learns or len(target) < 2:
-            return _nothing(self.router), logits
+            return self._no_loss(self.router), logits
         return self.router.loss(logits, features, base_correct, global_correct), logits
 
     def _joint_loss(self, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,14 +219,11 @@ class HybridTraining(HybridEvaluation):
 
     @torch.no_grad()
     def _gather(self, logits: Tensor, features: Tensor | None, inputs: Tensor) -> None:
-        """Note what the router says as it is, and which samples it learned from."""
+        """Note what the router says as it is."""
         learning = self.router.training
         self.router.eval()
         self._scores.append(self.router(logits, features).float().cpu())
         self.router.train(learning)
-        data = getattr(self.trainer, "datamodule", None)
-        if self.current_epoch == self._now.start and not getattr(data, "augments_training", False):
-            self._seen.append(hash_samples(inputs))
 
     @torch.no_grad()
     def _frozen_outputs(self, inputs: Tensor, keys: Tensor | None) -> dict[str, Tensor]:
@@ -263,6 +284,16 @@ class HybridTraining(HybridEvaluation):
         """Settle the thresholds, where no validation did."""
         self._settle_thresholds()
 
+    def on_train_end(self) -> None:
+        """Settle them once more, where weights were averaged: an average of thresholds is none."""
+        self._settle_thresholds()
+        left = [stage.name for stage in self.plan.stages[self._now.number + 1 :]]
+        if left and not is_rehearsal(self.trainer) and not self.trainer.interrupted:
+            rank_zero_warn(
+                f"the run ended in the stage {self._now.name}; those left are {', '.join(left)}, without which the "
+                "hybrid is not trained"
+            )
+
     def _settle_thresholds(self) -> None:
         gathered = [each for own in gather_objects(self.trainer, self._scores) for each in own]
         if not gathered:
@@ -272,6 +303,11 @@ class HybridTraining(HybridEvaluation):
         if len(scores):
             self.threshold.fill_(query_threshold(scores, self.target_coverage))
             self.threshold_path.copy_(threshold_path(scores, PATH_POINTS))
+            self._settled = {"threshold": self.threshold.clone(), "threshold_path": self.threshold_path.clone()}
+
+    def _no_loss(self, *parts: nn.Module) -> Tensor:
+        loss = _nothing(*parts)
+        return loss if self.idle is None else loss + 0.0 * self.idle
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

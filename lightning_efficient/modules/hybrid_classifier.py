@@ -164,6 +164,8 @@ class HybridClassifier(HybridTraining):
         self.router: Router = build_router(router, self.num_classes, features, router_kwargs)
         self.router_name = router if isinstance(router, str) else type(router).__name__
         self._tap = ViewTap(self.base, features=self.router.needs_features)
+        # a score has nothing to learn, and in its stage an optimiser, a scaler of gradients and DDP want something
+        self.idle = None if self.router.learns else nn.Parameter(torch.zeros(()))
         self.joint_kwargs = joint_kwargs or {}
         _check_joint_options(self.joint_kwargs)
         self.joint_guide = LogitsGuide(self.num_classes) if "joint" in self.plan.names else None
@@ -290,8 +292,8 @@ class HybridClassifier(HybridTraining):
                 groups.append(
                     {"params": learning, "name": name, **(self._router_optimizer if name == "router" else {})}
                 )
-        if not groups:  # a score has nothing to learn, and Lightning steps an optimiser
-            groups.append({"params": [nn.Parameter(torch.zeros((), device=self.device))], "name": "none"})
+        if self.idle is not None:
+            groups.append({"params": [self.idle], "name": "idle"})
         optimizer = self.optimizer(groups)
         for option in self._router_optimizer:
             if option not in optimizer.defaults:
@@ -309,8 +311,10 @@ class HybridClassifier(HybridTraining):
         """Keep what the router said so far in this epoch, and which samples it learned from, in each process."""
         own = {
             "scores": torch.cat(self._scores) if self._scores else None,
-            "router_samples": torch.cat(self._seen) if self._seen else None,
+            "training_samples": self.training_samples,
         }
+        # the thresholds of averaged weights would be averages, and those from before any is known are no numbers
+        checkpoint["state_dict"] |= {name: value.clone() for name, value in self._settled.items()}
         checkpoint[_KEPT] = {"scores_epoch": self._scores_epoch, "per_rank": gather_objects(self.trainer, own)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -319,7 +323,7 @@ class HybridClassifier(HybridTraining):
         kept = checkpoint.get(_KEPT, {})
         own = self._share(kept.get("per_rank", []))
         self._scores, self._seen = (
-            [each[name] for each in own if each[name] is not None] for name in ("scores", "router_samples")
+            [each[name] for each in own if each[name] is not None] for name in ("scores", "training_samples")
         )
         self._scores_epoch = kept.get("scores_epoch", -1)
         if not self.folds:
@@ -335,9 +339,9 @@ class HybridClassifier(HybridTraining):
         return per_rank if rank == 0 else []
 
     @property
-    def router_samples(self) -> Tensor | None:
-        """Hashes of the inputs that the router learned from, int64; ``None`` where they are not known."""
-        return torch.cat(self._seen) if self._seen else None
+    def training_samples(self) -> Tensor | None:
+        """Hashes of the inputs that networks and router learned from, int64; ``None`` where they are not known."""
+        return torch.cat(self._seen).unique() if self._seen else None
 
 
 def _repeats(data: Any) -> bool:

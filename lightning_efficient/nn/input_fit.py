@@ -65,14 +65,14 @@ class InputFit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return images ``(N, C, H, W)`` for the network, in their own dtype."""
+        # float32 at least: not every device resizes bfloat16
+        seen = images.to(torch.promote_types(images.dtype, torch.float32))
         if self._changes:
-            precise = torch.promote_types(images.dtype, torch.float32)
-            scale, shift = (each.to(precise).view(-1, 1, 1) for each in (self.scale, self.shift))
-            images = (images * scale + shift).to(images.dtype)
+            scale, shift = (each.to(seen.dtype).view(-1, 1, 1) for each in (self.scale, self.shift))
+            seen = seen * scale + shift
         if self.image_size is not None and images.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-        return images
+            seen = F.interpolate(seen, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
+        return seen.to(images.dtype)
 
     def _note(self) -> None:
         self._changes = bool((self.scale != 1).any() or (self.shift != 0).any())
