@@ -224,7 +224,7 @@ def accuracy_at_coverage(curve: HybridCurve, coverage: float) -> float:
         0.5
     """
     check_fraction("coverage", coverage, zero=True)
-    wanted = _number_kept(coverage, curve.samples) / curve.samples
+    wanted = number_kept(coverage, curve.samples) / curve.samples
     after = min(max(int((curve.coverage < wanted).sum()), 1), len(curve.coverage) - 1)
     (low, high), (start, end) = curve.coverage[after - 1 : after + 1].tolist(), curve.accuracy[after - 1 : after + 1]
     return float(start + (end - start) * (wanted - low) / (high - low))
@@ -277,7 +277,7 @@ def query_threshold(query_scores: Tensor, coverage: float) -> float:
             f"query_scores has shape {tuple(query_scores.shape)}; give one score per sample, shape (N,), of at least "
             "one sample."
         )
-    kept = _number_kept(coverage, len(query_scores))
+    kept = number_kept(coverage, len(query_scores))
     finite = query_scores.detach()[query_scores.isfinite()]
     if kept == 0:
         return -math.inf
@@ -294,5 +294,6 @@ def check_outcomes(base_correct: Tensor, global_correct: Tensor) -> None:
         )
 
 
-def _number_kept(coverage: float, samples: int) -> int:
+def number_kept(coverage: float, samples: int) -> int:
+    """Return how many of so many samples a coverage keeps: ``ceil(coverage * samples)``, rounding errors aside."""
     return math.ceil(coverage * samples - _SLIP)

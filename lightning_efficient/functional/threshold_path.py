@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_fraction
 from lightning_efficient.functional.cascade import as_stages
+from lightning_efficient.functional.routing import number_kept
 
 
 def threshold_path(query_scores: Tensor, points: int = 101) -> Tensor:
@@ -37,9 +38,8 @@ def threshold_path(query_scores: Tensor, points: int = 101) -> Tensor:
     if points < 2:
         raise ConfigurationError(f"points={points!r} must be at least 2.")
     ordered = _never_kept(scores).sort(0).values
-    ranks = torch.tensor(
-        [_wanted(index / (points - 1), len(scores)) for index in range(1, points - 1)], dtype=torch.long
-    )
+    kept = [max(number_kept(index / (points - 1), len(scores)), 1) for index in range(1, points - 1)]
+    ranks = torch.tensor(kept, dtype=torch.long)
     ends = ordered.new_full((1, ordered.shape[1]), math.inf)
     return torch.cat([-ends, ordered[ranks - 1], ends])
 
@@ -74,7 +74,7 @@ def query_thresholds(query_scores: Tensor, coverage: float) -> Tensor:
         if not left.any():
             break
         reached = column[left].sort().values
-        thresholds[stage] = reached[_wanted(coverage, len(reached)) - 1]
+        thresholds[stage] = reached[max(number_kept(coverage, len(reached)), 1) - 1]
         left &= (column > thresholds[stage]) | column.isinf()
     return thresholds
 
@@ -89,7 +89,3 @@ def _some(query_scores: Tensor) -> Tensor:
 def _never_kept(scores: Tensor) -> Tensor:
     """Return scores with infinity for those that are not finite, which no threshold keeps."""
     return scores.where(scores.isfinite(), math.inf)
-
-
-def _wanted(share: float, samples: int) -> int:
-    return max(math.ceil(share * samples - 1e-9), 1)

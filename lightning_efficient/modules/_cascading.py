@@ -14,6 +14,7 @@ from lightning_efficient._trainer import gather_objects, is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, is_integer
 from lightning_efficient.functional._precision import at_least_float32
+from lightning_efficient.functional.cascade import cascade_choice
 from lightning_efficient.functional.distillation import distillation_kl
 from lightning_efficient.functional.routing import QUERY_SCORES, QueryScore, query_score
 from lightning_efficient.functional.threshold_path import threshold_path
@@ -206,6 +207,7 @@ class CascadingClassifier(Classifier):
         mean.update(losses)
         counts.update(scores[:, :-1], predictions == target.unsqueeze(1))
         metrics.update(last.float(), target, confidence=-scores[:, -1])
+        self._count_routed(stage, scores[:, :-1], predictions == target.unsqueeze(1))
         self.log(f"{stage}/loss", mean)
         self.log_dict(metrics, batch_size=len(inputs))
         return {
@@ -216,6 +218,18 @@ class CascadingClassifier(Classifier):
             "query_score": scores[:, :-1],
             "stage_predictions": predictions,
         }
+
+    def _count_routed(self, stage: str, scores: Tensor, correct: Tensor) -> None:
+        """Log what the thresholds in force do, if there are any."""
+        thresholds = self.active_thresholds()
+        if thresholds is None or not len(scores):
+            return
+        choice = cascade_choice(scores, torch.tensor(thresholds, dtype=torch.float64)).to(correct.device)
+        right = correct.gather(1, choice.unsqueeze(1)).float().mean()
+        values = {"routed_accuracy": right, "coverage": (choice == 0).float().mean()}
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in values.items()}, batch_size=len(scores), sync_dist=True
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy of each stage and the area under accuracy over cost."""

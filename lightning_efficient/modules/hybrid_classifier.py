@@ -46,9 +46,10 @@ class HybridClassifier(HybridTraining):
     Steps take ``(inputs, labels)``, with the key of each sample as third where the samples are split, and return
     ``{"loss", "logits", "target"}``, in validation and test with ``query_score`` ``(N,)`` (larger: ask the global
     model), its negative as ``confidence``, and ``stage_predictions`` ``(N, 2)``, the classes of base and global model.
-    ``logits`` are the base's. Validation logs the accuracy of base, global model and hybrid at the target coverage, the
-    area under accuracy over coverage, and how far the best order of the same inputs is; test also a table with MACs
-    and measured latency at each coverage, and a picture. Training costs what the stage's network costs, in the router's
+    ``logits`` are the base's. Validation logs ``accuracy``, that of the target coverage by the order of these very
+    inputs, ``base_accuracy``, ``global_accuracy``, the area under accuracy over coverage, and how far the best order of
+    the same inputs is; once there is a threshold also ``coverage`` and ``routed_accuracy``, what the threshold in force
+    does. Test adds a table with MACs and measured latency at each coverage, and a picture. Training costs what the stage's network costs, in the router's
     stage a forward pass of both networks, once per sample where samples are not augmented. ``predict`` routes for real:
     one call of the global model per batch.
 
@@ -70,7 +71,9 @@ class HybridClassifier(HybridTraining):
         router_features: Whether a learned router sees the input of the base's classifier beside its logits.
         router_kwargs: Options of the router, such as ``{hidden: 64}``.
         router_optimizer: What the optimiser's options are for the router, such as ``{lr: 0.002}``.
-        target_coverage: Share of inputs that the base shall answer until a threshold is calibrated.
+        target_coverage: Share of inputs that the base shall answer until a threshold is calibrated. The threshold is
+            that of the training samples as the router saw them: where these are augmented, they are harder than others,
+            and the base answers more than that.
         reweight: Whether a network's stage after a router's weighs the inputs that it will get twice.
         joint_kwargs: Options of the loss of the stage ``joint``; see ``functional.joint_head_loss``.
         base_kwargs: Further arguments of ``timm.create_model`` for the base.
