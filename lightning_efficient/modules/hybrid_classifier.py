@@ -49,9 +49,11 @@ class HybridClassifier(HybridTraining):
     ``logits`` are the base's. Validation logs ``accuracy``, that of the target coverage by the order of these very
     inputs, ``base_accuracy``, ``global_accuracy``, the area under accuracy over coverage, and how far the best order of
     the same inputs is; once there is a threshold also ``coverage`` and ``routed_accuracy``, what the threshold in force
-    does. Test adds a table with MACs and measured latency at each coverage, and a picture. Training costs what the stage's network costs, in the router's
-    stage a forward pass of both networks, once per sample where samples are not augmented. ``predict`` routes for real:
+    does. Test adds a table with MACs and measured latency at each coverage, and a picture. ``predict`` routes for real:
     one call of the global model per batch.
+
+    Training costs what the stage's network costs, in the router's stage a forward pass of both networks, once per
+    sample where samples are not augmented.
 
     Args:
         base: Name of a timm model, or a module; the small one.

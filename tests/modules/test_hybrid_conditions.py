@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrid_settings import STAGES, Watch, bits, data, hybrid, same, trainer
+from hybrid_settings import STAGES, TRAIN, Watch, bits, data, hybrid, same, trainer
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
@@ -100,7 +100,7 @@ def test_two_fits_of_one_module_go_on_from_each_other() -> None:
     assert [watch.changed(epoch) for epoch in range(3)] == [{"base"}, {"global"}, {"router"}]
     found = module.training_samples
     assert found is not None
-    assert len(found) == HELD_OUT
+    assert len(found) == TRAIN
 
 
 def test_a_rehearsal_goes_through_the_stages_and_leaves_nothing(tmp_path: Path) -> None:
@@ -169,3 +169,18 @@ def test_a_checkpoint_of_two_processes_is_taken_up_by_one() -> None:
 
 def test_the_optimiser_is_adamw_where_none_is_given() -> None:
     assert type(hybrid(optimizer=None).configure_optimizers()) is torch.optim.AdamW
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    module = hybrid()
+    engine = trainer()
+    engine.fit(module, datamodule=data())
+    engine.save_checkpoint(tmp_path / "end.ckpt")
+    again = hybrid()
+    trainer().fit(again, datamodule=data(), ckpt_path=tmp_path / "end.ckpt", weights_only=False)
+    assert same(bits(module), bits(again))
+
+
+def test_a_run_that_ends_before_its_last_stage_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"the run ended in the stage global; those left are router, without which"):
+        trainer(max_steps=6).fit(hybrid(), datamodule=data())
