@@ -30,7 +30,7 @@ MEET_IN_CONTRACTS = {"modules", "callbacks", "datamodules"}
 """Folders of one level that do not import each other."""
 
 LATE = {"wandb", "matplotlib", "tensorboard", "onnx", "onnxruntime", "onnxscript", "torchao", "torch_pruning", "zeus"}
-LATE |= {"optuna", "litserve", "datasets"}
+LATE |= {"optuna", "litserve", "fastapi", "httpx", "datasets"}
 """Packages that are optional or slow to import: inside the function that needs them."""
 
 ALREADY_THERE = ("metrics", "matplotlib")
