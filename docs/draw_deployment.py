@@ -32,75 +32,55 @@ def main() -> None:
 
 def deployment() -> Any:
     """Draw the way of an input: answered at the edge, by the server, or at the edge in the server's place."""
-    figure = plt.figure(figsize=(9.2, 3.9))
+    figure = plt.figure(figsize=(9.2, 3.7))
     sheet = figure.add_axes((0, 0, 1, 1))
-    sheet.set(xlim=(0, 92), ylim=(0, 39))
+    sheet.set(xlim=(0, 92), ylim=(1, 38))
     sheet.axis("off")
-    for left, width, title, colour in ((1, 62, "edge", BLUE), (71, 20, "server", ORANGE)):
-        frame = FancyBboxPatch((left, 2), width, 33, boxstyle="round,pad=0,rounding_size=1.5", fc="none", ec=colour)
+    for left, width, title, colour in ((1, 68, "edge", BLUE), (73, 18, "server", ORANGE)):
+        frame = FancyBboxPatch((left, 3), width, 31, boxstyle="round,pad=0,rounding_size=1.5", fc="none", ec=colour)
         sheet.add_patch(frame)
-        sheet.text(left + 1.5, 36, title, color=colour, fontsize=10)
-    boxes = {
-        "base": (12, 26, "base", BLUE),
-        "router": (26, 26, "router", BLUE),
-        "test": (42, 26, "score >\nthreshold?", BLUE),
-        "client": (56, 26, "EdgeClient\ndeadline, retry,\nbreaker", BLUE),
-        "global": (81, 26, "global model\n(waiting requests\nin one batch)", ORANGE),
-        "kept": (42, 8, "source: base", BLUE),
-        "fallback": (56, 15.2, "source: fallback", BLUE),
-        "asked": (56, 8, "source: global", BLUE),
-    }
-    for across, up, words, colour in boxes.values():
+        sheet.text(left + 1.5, 35, title, color=colour, fontsize=10)
+    boxes = (
+        (12, 26, "base", BLUE),
+        (26, 26, "router", BLUE),
+        (41, 26, "score >\nthreshold?", BLUE),
+        (57, 26, "EdgeClient\ndeadline, retry,\nbreaker", BLUE),
+        (82, 26, "global model\n(waiting requests\nin one batch)", ORANGE),
+        (36, 7, "source: base", BLUE),
+        (48.5, 7, "source: fallback", BLUE),
+        (61.5, 7, "source: global", BLUE),
+    )
+    for across, up, words, colour in boxes:
         look = {"boxstyle": "round,pad=0.45", "fc": "#dfe7f5" if colour == BLUE else "#fbe4dc", "ec": colour}
         sheet.text(across, up, words, ha="center", va="center", fontsize=8, bbox=look)
     sheet.text(3, 26, "batch", va="center", fontsize=8)
     arrows = (
-        ((6.6, 26), (9.4, 26), ""),
-        ((14.6, 26), (22.8, 26), "logits,\nfeatures"),
-        ((29.2, 26), (37.2, 26), "query\nscore"),
-        ((46.8, 26), (50.2, 26), "yes"),
-        ((42, 23), (42, 10), "no"),
-        ((61.8, 27.5), (74.2, 27.5), "rows"),
-        ((74.2, 24.5), (61.8, 24.5), "logits"),
-        ((56, 22), (56, 17), ""),
+        ((6.6, 26), (9.8, 26)),
+        ((14.2, 26), (23.5, 26)),
+        ((28.5, 26), (37.4, 26)),
+        ((44.6, 26), (51.6, 26)),
+        ((40, 22.9), (37, 9.2)),
+        ((62.4, 27.5), (76.3, 27.5)),
+        ((76.3, 24.5), (62.4, 24.5)),
+        ((55, 22.2), (50, 9.2)),
+        ((58.5, 22.2), (61, 9.2)),
     )
-    for start, end, words in arrows:
-        sheet.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": GREY})
-        middle, level = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        if words and start[0] == end[0]:
-            sheet.text(middle + 0.8, level, words, fontsize=7, color=GREY)
-        elif words:
-            below = words == "logits"
-            sheet.text(
-                middle,
-                level + (-0.5 if below else 0.5),
-                words,
-                ha="center",
-                va="top" if below else "bottom",
-                fontsize=7,
-                color=GREY,
-            )
-    bent = {"arrowstyle": "->", "color": GREY, "connectionstyle": "angle,angleA=0,angleB=90,rad=3"}
-    sheet.annotate("", (62.3, 8), (68, 24.2), arrowprops=bent)
-    sheet.text(56.6, 19.2, "no answer in time", fontsize=7, color=GREY)
-    sheet.text(
-        12,
-        15,
-        "Threshold outside the graphs:\nretuned without another export.",
-        ha="left",
-        va="center",
-        fontsize=7.5,
-        color=GREY,
+    for start, end in arrows:
+        sheet.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": GREY, "shrinkA": 0, "shrinkB": 0})
+    labels = (
+        (18.8, 26.6, "logits,\nfeatures", "center", "bottom"),
+        (33, 26.6, "query\nscore", "center", "bottom"),
+        (48, 26.6, "yes", "center", "bottom"),
+        (38, 16, "no", "right", "center"),
+        (71, 28, "rows", "center", "bottom"),
+        (71, 24, "logits", "center", "top"),
+        (51.8, 16, "no answer\nin time", "right", "center"),
+        (60.6, 16, "logits", "left", "center"),
+        (4, 14, "The threshold is outside the graphs:\nit may change without another export.", "left", "center"),
+        (4, 7, "DriftMonitor sees every batch, and\nsends some kept inputs along.", "left", "center"),
     )
-    sheet.text(
-        12,
-        8,
-        "DriftMonitor sees every batch, and\nsends some kept inputs along.",
-        ha="left",
-        va="center",
-        fontsize=7.5,
-        color=GREY,
-    )
+    for across, up, words, side, height in labels:
+        sheet.text(across, up, words, ha=side, va=height, fontsize=7.5, color=GREY)
     return figure
 
 
@@ -120,8 +100,9 @@ def routed_latency() -> Any:
         axis.set_title(pair["pair"], fontsize=9)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(f"ms for a batch of {pairs[0]['batch']}, one thread")
-    axes[0][-1].legend(fontsize=7.5)
     figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=4, fontsize=8, frameon=False)
     return figure
 
 

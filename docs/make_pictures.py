@@ -1,7 +1,8 @@
-"""Make the pictures of this site from real runs: ``python docs/make_pictures.py``, about two minutes.
+"""Make the pictures of this site from real runs: ``python docs/make_pictures.py``, about three minutes.
 
-Runs the demo and the config ``disk/toy`` in a temporary folder and keeps what they drew. Nothing is drawn here, so a
-picture shows what a user gets; those of ``benchmarks/`` come from their studies.
+Runs the demo and the configs ``disk/toy``, ``hybrid/early_exit`` and ``hybrid/cascade`` in a temporary folder and keeps
+what they drew. Nothing is drawn here, so a picture shows what a user gets; those of ``benchmarks/`` come from their
+studies.
 """
 
 from __future__ import annotations
@@ -18,10 +19,19 @@ IMAGES = Path(__file__).parent / "images"
 PICTURES = {
     "quickstart/version_0/test_risk_coverage.png": "risk_coverage.png",
     "disk-toy/version_0/guide_histogram.png": "disk_guide_histogram.png",
+    "hybrid-early-exit/version_1/accuracy_macs.png": "early_exit.png",
+    "hybrid-cascade/version_1/accuracy_macs.png": "cascade.png",
 }
 """File below the run folders, and its name here."""
 
-COMMANDS = (["demo"], ["fit", "--config", "disk/toy"])
+COMMANDS = (
+    ["demo"],
+    ["fit", "--config", "disk/toy"],
+    ["fit", "--config", "hybrid/early_exit"],
+    ["test", "--config", "hybrid/early_exit", "--ckpt_path", "best"],
+    ["fit", "--config", "hybrid/cascade"],
+    ["test", "--config", "hybrid/cascade", "--ckpt_path", "best"],
+)
 
 
 def main() -> None:

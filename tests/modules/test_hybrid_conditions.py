@@ -26,13 +26,15 @@ from lightning_efficient.modules.hybrid_classifier import HybridClassifier
         {"plugins": "16-mixed"},
         {"gradient_clip_val": 0.1},
         {"accumulate_grad_batches": 2},
-        {"callbacks": [EMAWeightAveraging(decay=0.5)]},
-        {"callbacks": [EMAWeightAveraging(decay=0.5)], "limit_val_batches": 0},
+        {"ema": 0.5},
+        {"ema": 0.5, "limit_val_batches": 0},
     ],
     ids=str,
 )
 def test_training_goes_through_all_stages_under(condition: dict[str, Any], router_data: str, router: str) -> None:
     condition = dict(condition)
+    if decay := condition.pop("ema", None):
+        condition["callbacks"] = [EMAWeightAveraging(decay=decay)]
     if "plugins" in condition:
         condition["plugins"] = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]
     watch = Watch()
