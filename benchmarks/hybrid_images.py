@@ -212,7 +212,9 @@ def report_thresholds(name: str, record: Mapping[str, Any]) -> None:
         *(f"for {100 * share:g} %" for share in COVERAGES),
         f"promised -{dropped:g}: coverage",
         "drop",
+        "its error",
         "held",
+        "surely broken",
     ]
     table(f"{name}: thresholds of the calibration part on the test part; coverage: drop, in points", columns, rows)
 

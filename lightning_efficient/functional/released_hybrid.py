@@ -189,7 +189,7 @@ def released_gate_sweep(keep_probability: Tensor, base_correct: Tensor, global_c
     """The released search for a threshold of a gate: 2000 values from -4 to 4, for coverages 0.1, 0.2, ... 0.9.
 
     It takes the smallest coverage of at least the target, at most 0.99, and of equals the largest threshold. A step of
-    the grid is 0.004 of a probability: use :func:`~lightning_efficient.functional.routing.coverage_threshold`, which
+    the grid is 0.004 of a probability: use :func:`~lightning_efficient.functional.routing.query_threshold`, which
     is exact, for anything but parity.
 
     Args:
@@ -256,7 +256,7 @@ def _sweep(
         if not enough.any():
             raise ConfigurationError(
                 f"{name} has no threshold on the grid of {count} values from {low:g} to {high:g} with a coverage from "
-                f"{tenth / 10} to 0.99; use coverage_threshold, which is exact."
+                f"{tenth / 10} to 0.99; use query_threshold, which is exact."
             )
         fewest = kept_counts[enough].min()
         of_equals = thresholds[enough & (kept_counts == fewest)]

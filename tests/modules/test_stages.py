@@ -56,7 +56,7 @@ def test_a_run_that_is_too_short_is_told_with_the_stages() -> None:
         ({}, r"model\.stages\[0\] is \{\}; it must be one name"),
         (
             {"rooter": 1},
-            r"has the unknown stage 'rooter'\. Did you mean 'router'\? It must be one of base, global, router",
+            r"unknown stage 'rooter'\. Did you mean 'router'\? It must be one of base, global, router",
         ),
         ({"base": 1.5}, r"model\.stages\[0\] has 1\.5 epochs for base; it must be 1 or more"),
         ({"base": True}, r"has True epochs for base"),

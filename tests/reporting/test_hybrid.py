@@ -31,9 +31,7 @@ def test_with_costs_there_is_a_second_panel_in_the_order_of_coverage() -> None:
     figure = hybrid_figure(*CURVES, target_coverage=0.5, costs=costs)
     axes = figure.axes[1]
     [line] = axes.get_lines()
-    assert (
-        line.get_xdata().tolist() if hasattr(line.get_xdata(), "tolist") else list(line.get_xdata()) == [4, 2, 1.5, 1]
-    )
+    assert list(line.get_xdata()) == [4.0, 2.0, 1.5, 1.0]
     named = {text.get_text() for text in axes.texts}
     assert named == {"global model alone", "50 % kept", "base alone"}
 
