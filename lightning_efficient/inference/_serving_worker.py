@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from lightning_efficient.inference import _wire
 
 LOG = logging.getLogger("lightning_efficient.serving")
+
+MAX_DEADLINE_MS = 1e9  # eleven days; a longer one is none
 
 Source: TypeAlias = Path | nn.Module | Callable[[Tensor], Tensor]
 
@@ -162,6 +165,7 @@ def make_api(settings: WorkerSettings, request_timeout: float | None = None) -> 
     from fastapi import Depends, HTTPException, Request, Response
     from litserve.loops.base import collate_requests
     from litserve.loops.simple_loops import BatchedLoop
+    from starlette.requests import ClientDisconnect
 
     model = settings.model
 
@@ -173,17 +177,21 @@ def make_api(settings: WorkerSettings, request_timeout: float | None = None) -> 
         if length.isdecimal() and int(length[:20]) > model.max_payload_bytes:
             raise too_large
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > model.max_payload_bytes:
-                raise too_large
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > model.max_payload_bytes:
+                    raise too_large
+        except ClientDisconnect as error:  # nobody reads the answer, but without one a traceback is printed
+            raise HTTPException(400, "the client went away within its request") from error
         try:
             rows, header = _wire.unpack(bytes(body), max_bytes=model.max_payload_bytes)
             _wire.check_rows(rows, shape=model.input_shape, dtype=model.dtype, max_rows=model.max_rows)
         except _wire.WireError as error:
             raise HTTPException(error.status, str(error)) from error
         deadline = header.get("deadline_ms")
-        until = arrived + deadline / 1000 if isinstance(deadline, int | float) and deadline > 0 else float("inf")
+        limited = isinstance(deadline, int | float) and 0 < deadline < MAX_DEADLINE_MS
+        until = arrived + deadline / 1000 if limited else float("inf")
         return Rows((rows if model.dtype == "uint8" else rows.float()).numpy(), until)
 
     def authorize(request: Request) -> None:
@@ -209,7 +217,9 @@ def make_api(settings: WorkerSettings, request_timeout: float | None = None) -> 
         def setup(self, device: str) -> None:
             # Ctrl-C in a terminal reaches every process; the first one ends the others
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self.parent = os.getppid()
+            parent = multiprocessing.parent_process()
+            self.parent = os.getppid() if parent is None or parent.pid is None else parent.pid
+            end_with(self.parent)
             device = device if isinstance(device, str) else device[0]
             self.answering = Answering(load(settings.source, settings.part, settings.runtime, device), model, device)
 
@@ -257,17 +267,42 @@ class _Ahead:
         return self.first.pop() if self.first else self.queue.get_nowait()
 
 
-def end_with_parent(app: Any) -> Any:
-    """Return an ASGI application as it is, and end its process when the one that started it is gone.
-
-    A middleware is made in the process that serves; without this one the port would stay taken after a hard kill.
-    """
-    parent = os.getppid()
+def end_with(parent: int) -> None:
+    """End this process, whatever it does, soon after the one that started it is gone."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1)
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
-    return app
+
+
+class ForkGuard:
+    """Let the processes that are forked from this one end with it, also after a hard kill, and by SIGTERM.
+
+    LitServe forks the one that holds its queues and the one that answers HTTP. Both have the listening socket, so that
+    the port would stay taken, and both have the signal handlers of this process, which are not meant for them.
+    """
+
+    _processes: ClassVar[set[int]] = set()
+    _registered: ClassVar[bool] = False
+
+    def __enter__(self) -> None:
+        if not ForkGuard._registered and hasattr(os, "register_at_fork"):
+            ForkGuard._registered = True  # what is registered cannot be taken back
+            os.register_at_fork(after_in_child=self._forked)
+        self._processes.add(os.getpid())
+
+    def __exit__(self, *_: object) -> None:
+        self._processes.discard(os.getpid())
+
+    @classmethod
+    def _forked(cls) -> None:
+        if not cls._processes:
+            return
+        parent = cls._processes.pop()
+        cls._processes.clear()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the first process tells the others
+        end_with(parent)

@@ -87,6 +87,8 @@ def unpack(body: bytes, *, max_bytes: int) -> tuple[Tensor, dict[str, Any]]:
         raise WireError("the header is longer than the message")
     header = _header(body[_PREFIX.size : start])
     dtype, shape = _DTYPES[header["dtype"]], header["shape"]
+    if 0 in shape[1:]:  # numpy counts the other sizes of an empty array as well, and they may be too large for it
+        raise WireError(f"shape={shape!r:.40} has a 0 beyond the first size", 422)
     expected = math.prod(shape) * dtype.itemsize
     if expected > max_bytes:
         raise WireError(f"the numbers have {expected} bytes; at most {max_bytes} are taken", 413)
@@ -94,7 +96,10 @@ def unpack(body: bytes, *, max_bytes: int) -> tuple[Tensor, dict[str, Any]]:
     if len(numbers) != expected:
         held = f"{header['dtype']} of shape {tuple(shape)}"
         raise WireError(f"{held} has {expected} bytes, but the message holds {len(numbers)}")
-    array = np.frombuffer(numbers, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=True)
+    try:
+        array = np.frombuffer(numbers, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=True)
+    except ValueError as error:
+        raise WireError(f"shape={shape!r:.40} is too large", 422) from error
     return torch.from_numpy(array), header
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -23,11 +26,12 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError, require
 from lightning_efficient.functional._checks import check_choice, check_count, check_positive, is_integer
 from lightning_efficient.inference._serving_worker import (
+    LOG,
+    ForkGuard,
     ServedModel,
     Source,
     WorkerSettings,
     check_logits,
-    end_with_parent,
     load,
     make_api,
 )
@@ -73,6 +77,11 @@ def serve_global(
 
     Nothing is written to disk, and nobody else is called. A worker process that dies is started again; requests that it
     had are never answered, so that clients need their deadline. At the end, requests on their way have half a second.
+    Where the process that answers HTTP dies, the server ends, so that whoever started it can start it again.
+
+    The number of connections is not limited, nor how slowly a request may arrive: where others reach the server
+    (``host="0.0.0.0"``), put a reverse proxy before it that limits both and that speaks TLS, as the key travels in the
+    clear.
 
     Args:
         source: An export folder; or a network, or another callable from rows ``(m, *input_shape)`` to logits
@@ -96,7 +105,7 @@ def serve_global(
         on_ready: Called once, from a thread, when ``/health`` says 200.
 
     Returns:
-        130 after Ctrl-C, 143 after SIGTERM, else 0.
+        130 after Ctrl-C, 143 after SIGTERM, 1 where one of LitServe's own processes died, else 0.
 
     Raises:
         ConfigurationError: an option or a source that cannot work, or a port that is taken.
@@ -135,10 +144,10 @@ def serve_global(
     settings = WorkerSettings(source, part, runtime, model, max_batch_size, batch_timeout_ms / 1000, key)
     server = _server(settings, "cpu" if (device, runtime) == ("auto", "onnx") else device, workers, queue_timeout_s)
     if on_ready is not None:
-        threading.Thread(target=_tell_when_ready, args=(port, on_ready), daemon=True).start()
-    with _ends_by_signal(server) as ended:
+        threading.Thread(target=_tell_when_ready, args=(host, port, on_ready), daemon=True).start()
+    with ForkGuard(), _ends_by_signal(server) as ended, _ends_when_one_dies(server, ended):
         server.run(host=host, port=port, num_api_servers=1, log_level="error", generate_client_file=False)
-    return 128 + ended[0] if ended else 0
+    return ended[0] if ended else 0
 
 
 def describe(
@@ -242,15 +251,16 @@ def _server(settings: WorkerSettings, device: str, workers: int, queue_timeout_s
         max_payload_size=settings.model.max_payload_bytes,
         disable_openapi_url=True,
         restart_workers=True,
-        middlewares=[end_with_parent],
     )
     server.uvicorn_graceful_timeout = 0.5  # else Ctrl-C waits for requests on their way for half a minute
     return server
 
 
-def _tell_when_ready(port: int, on_ready: Callable[[], None]) -> None:
+def _tell_when_ready(host: str, port: int, on_ready: Callable[[], None]) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine needs no proxy
+    url = f"http://{'[::1]' if host == '::' else '127.0.0.1'}:{port}/health"
     while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://localhost:{port}/health", timeout=1):
+        with contextlib.suppress(OSError, http.client.HTTPException), opener.open(url, timeout=1):
             break
         time.sleep(0.1)
     on_ready()
@@ -258,13 +268,13 @@ def _tell_when_ready(port: int, on_ready: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _ends_by_signal(server: Any) -> Iterator[list[int]]:
-    """Turn Ctrl-C and SIGTERM into the KeyboardInterrupt on which LitServe shuts down, and note which it was."""
+    """Turn Ctrl-C and SIGTERM into the KeyboardInterrupt on which LitServe shuts down, and note the exit status."""
     ended: list[int] = []
     process = os.getpid()
 
     def end(number: int, frame: object) -> None:
         if os.getpid() == process and not ended:  # the processes forked from this one have it too
-            ended.append(number)
+            ended.append(128 + number)
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # its monitor complains of what is meant to end
             if (told := getattr(server, "_shutdown_event", None)) is not None:
                 # else LitServe may start a worker anew that it has just ended; from a thread, as this one waits for it
@@ -283,3 +293,45 @@ def _ends_by_signal(server: Any) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ends_when_one_dies(server: Any, ended: list[int]) -> Iterator[None]:
+    """End the server, with status 1 and one line, where a process dies that LitServe does not start again.
+
+    These are the one that answers HTTP and the one that holds the queues. LitServe looks after its workers only.
+    """
+    before = {child.pid for child in multiprocessing.active_children()}
+    start = server._start_server
+
+    def own() -> list[Any]:
+        return [child for child in multiprocessing.active_children() if child.pid not in before]
+
+    def watch(processes: list[Any]) -> None:
+        multiprocessing.connection.wait([process.sentinel for process in processes])
+        time.sleep(0.5)  # Ctrl-C reaches all processes at once, and this one may be the last to note it
+        if ended:
+            return
+        ended.append(1)
+        logging.getLogger("litserve").setLevel(logging.CRITICAL)
+        names = ", ".join(f"{one.name} ({one.exitcode})" for one in processes if not one.is_alive())
+        LOG.error("the server ends, as a process of it died (its exit code): %s", names)
+        with contextlib.suppress(OSError, EOFError):
+            server._shutdown_event.set()
+
+    def started(*args: Any, **kwargs: Any) -> Any:
+        processes = start(*args, **kwargs)
+        watched = [child for child in own() if child.name != "inference-worker"]
+        threading.Thread(target=watch, args=(watched,), daemon=True, name="watch-processes").start()
+        return processes
+
+    server._start_server = started
+    try:
+        yield
+    except (OSError, EOFError):  # LitServe cannot ask the process that holds the queues any more
+        time.sleep(1)
+        if not ended:
+            raise
+    finally:
+        for child in own():
+            child.kill()

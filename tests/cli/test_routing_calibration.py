@@ -16,11 +16,13 @@ from torch import Tensor
 
 from lightning_efficient.cli.calibration import Request
 from lightning_efficient.cli.routing_calibration import RoutingSamples, calibrated_routing, check_routing, routing_page
+from lightning_efficient.datamodules import Digits
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference.exported import load_export
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.sample_hashes import hash_samples
 from lightning_efficient.inference.threshold_file import hash_checkpoint
+from lightning_efficient.modules.hybrid_classifier import HybridClassifier
 
 Command = Callable[..., Any]
 
@@ -70,6 +72,16 @@ def one_line(result: Any, message: str) -> None:
 def predictions(version: int) -> list[dict[str, str]]:
     with Path(f"runs/tiny/version_{version}/predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def samples(stage: str) -> Tensor:
+    """The first two batches of a split, as the command prepares them."""
+    config = HybridClassifier.load_from_checkpoint(BEST, weights_only=False).data_config
+    data = Digits(image_size=8, in_chans=1, batch_size=32, mean=list(config["mean"]), std=list(config["std"]))
+    data.prepare_data()
+    data.setup(stage)
+    batches = iter(data.val_dataloader() if stage == "validate" else data.predict_dataloader())
+    return torch.cat([next(batches)[0] for _ in range(2)])
 
 
 # ---- the verb
@@ -146,12 +158,7 @@ def test_too_few_samples_are_told_with_the_number_that_is_enough(command: Comman
 
 def test_samples_that_were_learned_from_are_refused(command: Command, run: Path) -> None:
     checkpoint = torch.load(BEST, weights_only=False)
-    from lightning_efficient.datamodules import Digits
-
-    data = Digits(image_size=8, in_chans=1, batch_size=32)
-    data.prepare_data()
-    data.setup("validate")
-    images, *_ = next(iter(data.val_dataloader()))
+    images = samples("validate")
     [kept] = checkpoint["hybrid_classifier"]["per_rank"]
     assert len(kept["training_samples"]) == 64
     kept["training_samples"] = torch.cat([kept["training_samples"], hash_samples(images[:3])])
@@ -214,14 +221,7 @@ def test_an_export_answers_as_predict_does(command: Command, run: Path) -> None:
     assert result.out.splitlines()[-1] == str(folder)
     predictor = load_export(folder).routed()
     assert predictor.calibrated == RoutingFile.read(FILE).calibrated
-    from lightning_efficient.datamodules import Digits
-
-    data = Digits(image_size=8, in_chans=1, batch_size=32)
-    data.prepare_data()
-    data.setup("predict")
-    batches = iter(data.predict_dataloader())
-    images = torch.cat([next(batches)[0] for _ in range(2)])
-    answer = predictor(images)
+    answer = predictor(samples("predict"))
     rows = predictions(1)
     assert answer.prediction.tolist() == [int(row["prediction"]) for row in rows]
     assert answer.query_score.tolist() == pytest.approx([float(row["query_score"]) for row in rows], abs=1e-4)

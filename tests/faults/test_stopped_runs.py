@@ -94,6 +94,16 @@ def test_a_classifier_that_abstains_resumes_in_mid_epoch_after_a_kill(fit: Fit, 
 
 
 @pytest.mark.slow
+def test_a_hybrid_resumes_in_the_middle_of_its_routers_stage_after_a_kill(fit: Fit) -> None:
+    one, other = whole_and_killed(fit, "tiny_hybrid.yaml")
+    for name in ("threshold", "threshold_path"):
+        assert not bool(one["state_dict"][name].isnan().any())
+    kept = [end["hybrid_classifier"]["per_rank"][0] for end in (one, other)]
+    assert torch.equal(kept[0]["scores"], kept[1]["scores"])
+    assert torch.equal(kept[0]["training_samples"], kept[1]["training_samples"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_stopped_run_leaves_a_checkpoint_to_go_on_from(fit: Fit, name: str) -> None:
     stopped = fit(*stop_at(8, name))
