@@ -171,6 +171,11 @@ class HybridClassifier(HybridTraining):
         self._tap = ViewTap(self.base, features=self.router.needs_features)
         # a score has nothing to learn, and in its stage an optimiser, a scaler of gradients and DDP want something
         self.idle = None if self.router.learns else nn.Parameter(torch.zeros(()))
+        if "joint" in self.plan.names and not self.router.learns:
+            raise ConfigurationError(
+                f"model.stages has a joint stage, and the router {self.router_name!r} has nothing to learn; take gain, "
+                "proxy or paper, or leave the stage out"
+            )
         self.joint_kwargs = joint_kwargs or {}
         _check_joint_options(self.joint_kwargs)
         self.joint_guide = LogitsGuide(self.num_classes) if "joint" in self.plan.names else None

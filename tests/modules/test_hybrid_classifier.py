@@ -342,7 +342,7 @@ def test_an_impossible_option_is_told_in_one_line(options: dict[str, Any], messa
         (
             {"router": "msp", "stages": [{"joint": 1}], "router_data": "all"},
             {},
-            "ScoreRouter has nothing to learn; take a router that does, such as 'gain'",
+            "model.stages has a joint stage, and the router 'msp' has nothing to learn",
         ),
     ],
 )
