@@ -70,7 +70,8 @@ def _serve(folder: Path, host: str, port: int, **options: Any) -> int:
     from lightning_efficient.inference.serving import serve_global
 
     def ready() -> None:
-        say(f"{folder} is served at http://{'localhost' if host == '127.0.0.1' else host}:{port}; Ctrl-C ends it")
+        shown = {"127.0.0.1": "localhost", "::": "[::]"}.get(host, host)
+        say(f"{folder} is served at http://{shown}:{port}; Ctrl-C ends it")
         sys.stdout.flush()
 
     with warnings.catch_warnings():

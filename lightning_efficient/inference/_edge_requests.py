@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import random
 import threading
 import time
@@ -26,7 +27,8 @@ class ServerUnavailable(GlobalUnavailable):
     """The server gave no answer that can be used.
 
     Attributes:
-        reason: ``timeout``: the deadline passed; ``connection``: refused, reset, or no such host; ``server_error``: a
+        reason: ``timeout``: the deadline passed; ``connection``: refused, reset, no such host, or
+            what else hinders a request; ``server_error``: a
             5xx; ``open_circuit``: not even tried; ``bad_answer``: something else than logits of these rows;
             ``other_model``: logits of another model than expected; ``rejected``: a 4xx.
         status: Of HTTP, where there was one.
@@ -73,6 +75,7 @@ class Requests:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._process: int | None = None
         self._closed = False
 
     def post(self, bodies: Sequence[bytes], seconds: float) -> list[Answer]:
@@ -85,11 +88,14 @@ class Requests:
 
     def count(self, **amounts: int) -> None:
         """Add to the counts."""
+        self._check_process()
         with self._lock:
             self.counts.update(amounts)
 
     def close(self) -> None:
         """Give up what is on its way, close the connections and end the thread."""
+        if self._process not in (None, os.getpid()):  # thread and connections are those of another process
+            return
         with self._lock:
             loop, self._loop, self._closed = self._loop, None, True
         if loop is not None and self._thread is not None:
@@ -116,11 +122,20 @@ class Requests:
         except concurrent.futures.CancelledError as error:
             raise ServerUnavailable("connection", "the client was closed") from error
 
+    def _check_process(self) -> None:
+        """Fail at once in a forked process: its thread is gone, and a lock of it may be held for good."""
+        if self._process not in (None, os.getpid()):
+            raise ConfigurationError(
+                f"the client of {self.url} was used before this process was forked; make a client in each process"
+            )
+
     def _running(self) -> asyncio.AbstractEventLoop:
+        self._check_process()
         with self._lock:
             if self._closed:
                 raise ConfigurationError("the client is closed")
             if self._loop is None:
+                self._process = os.getpid()
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="edge-client")
                 self._thread.start()
@@ -171,8 +186,6 @@ class Requests:
         return answer
 
     async def _once(self, method: str, path: str, body: bytes = b"") -> Answer:
-        import httpx
-
         self.count(requests=1, bytes_up=len(body))
         received = bytearray()
         try:
@@ -181,8 +194,10 @@ class Requests:
                     received += chunk
                     if len(received) > MAX_ANSWER_BYTES:
                         raise ServerUnavailable("bad_answer", f"{self.url} answers more than {MAX_ANSWER_BYTES} bytes")
-        except httpx.HTTPError as error:
-            text = " ".join(str(error).split()) or type(error).__name__
+        except ServerUnavailable:
+            raise
+        except Exception as error:  # httpx does not turn all that may go wrong into its own
+            text = " ".join(str(error).split())[:300] or type(error).__name__
             raise ServerUnavailable("connection", f"{self.url}: {text}") from error
         self.count(bytes_down=len(received))
         return Answer(response.status_code, bytes(received))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
@@ -40,8 +41,20 @@ def most_urgent(rows: Tensor, urgency: Tensor, limit: int) -> Tensor:
         limit: How many.
 
     Example:
-        >>> import torch
         >>> most_urgent(torch.tensor([0, 3, 5]), torch.tensor([0.5, 0.5, 0.9]), 2)
         tensor([0, 5])
     """
     return rows[urgency.argsort(descending=True, stable=True)[:limit]].sort().values
+
+
+def drawn(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Return a random subset of at most ``limit`` rows, upward, so that each place is as likely as the others.
+
+    Example:
+        >>> drawn(torch.tensor([2, 4, 7]), 3, torch.Generator())
+        tensor([2, 4, 7])
+    """
+    if len(rows) <= limit:
+        return rows
+    chosen = torch.randperm(len(rows), generator=generator)[:limit].sort().values
+    return rows[chosen.to(rows.device)]

@@ -189,8 +189,8 @@ def make_api(settings: WorkerSettings, request_timeout: float | None = None) -> 
             _wire.check_rows(rows, shape=model.input_shape, dtype=model.dtype, max_rows=model.max_rows)
         except _wire.WireError as error:
             raise HTTPException(error.status, str(error)) from error
-        deadline = header.get("deadline_ms")
-        limited = isinstance(deadline, int | float) and 0 < deadline < MAX_DEADLINE_MS
+        deadline: Any = header.get("deadline_ms")
+        limited = type(deadline) in (int, float) and 0 < deadline < MAX_DEADLINE_MS
         until = arrived + deadline / 1000 if limited else float("inf")
         return Rows((rows if model.dtype == "uint8" else rows.float()).numpy(), until)
 

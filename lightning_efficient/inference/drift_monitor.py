@@ -108,7 +108,8 @@ class DriftMonitor:
     Args:
         calibrated: Of two models, or the rates alone.
         window: Inputs after which a window is closed, with the batch that fills it.
-        audit_share: Share of the kept inputs that is sent along, 0 for none.
+        audit_share: Share of the kept inputs that is sent along, 0 for none. A batch that keeps all its inputs, but of
+            which some are compared, waits for the global model; 0 leaves such batches at the edge.
         alarm_delta: Probability of a false alarm of either kind, ever.
         reference_scores: Query scores of the calibration samples, ``(n,)``, to compare the distribution with.
         seed: Of the draws of the audit.

@@ -44,7 +44,7 @@ class EdgeClient:
     would refuse the whole request; their logits are NaN. More than ``max_rows`` go as several requests, side by side.
 
     A client may be called from several threads, which share its connections. It starts one thread at the first call,
-    and must not be used in a process forked after that.
+    and refuses with ``ConfigurationError`` to be used in a process forked after that: make one in each process.
 
     Args:
         url: Such as ``http://10.0.0.5:8000``.
@@ -115,6 +115,7 @@ class EdgeClient:
         self.dtype = torch.float16 if dtype == "float16" else torch.float32
         httpx: Any = require("httpx", "serve")
         key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+        _check_key(key)
         headers = {"content-type": _wire.MEDIA_TYPE, "accept-encoding": "identity"}
         client = httpx.AsyncClient(
             base_url=self.url,
@@ -251,10 +252,30 @@ class EdgeClient:
 
 
 def _url(url: str) -> str:
-    parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"url={url!r} must begin with http:// or https:// and a host, as http://10.0.0.5:8000")
+    if isinstance(url, str) and any(character.isspace() or not character.isprintable() for character in url):
+        raise ConfigurationError(f"url={url!r} must hold no spaces, line ends or other such characters")
+    httpx: Any = require("httpx", "serve")
+    try:
+        parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("begin with http:// or https:// and a host, as http://10.0.0.5:8000")
+        if parts.port == 0:
+            raise ValueError("have a port from 1 to 65535")
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
+        known = str(error).startswith(("begin", "have"))
+        says = str(error) if known else f"be an address, as http://10.0.0.5:8000: {error}"
+        raise ConfigurationError(f"url={url!r} must {says}") from error
     return url.rstrip("/")
+
+
+def _check_key(key: object) -> None:
+    """Raise unless a header can carry a key; the message does not tell the key."""
+    if key is None or (isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()):
+        return
+    raise ConfigurationError(
+        f"api_key (or {KEY_VARIABLE}) must be printable ASCII text without spaces or line ends around it"
+    )
 
 
 def _expected(given: Mapping[str, Any]) -> dict[str, Any]:

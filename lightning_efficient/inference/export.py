@@ -27,6 +27,7 @@ from lightning_efficient.inference.exported import (
     QUERY_SCORE,
     SCHEMA,
     ExportFormat,
+    hash_entry,
     load_export,
 )
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
@@ -123,7 +124,8 @@ def export_graphs(
     the example. Where one differs nothing is left behind. Weights that the graph does not use are not exported.
     Everything is float32 on the CPU. The networks stay as they are.
 
-    A threshold does not become part of a graph: it is in ``metadata.json``, so that it can change without a new export.
+    A threshold does not become part of a graph: it is in ``metadata.json``, with a hash, and another can be
+    given where the export is used.
 
     Args:
         parts: A module for each part, from a batch to a tensor, or to a tuple of tensors, each with one row per input.
@@ -179,6 +181,7 @@ def export_graphs(
             "input": {"shape": list(example.shape[1:]), "dtype": str(example.dtype).removeprefix("torch.")},
             "parts": entries,
             **given,
+            "routing_sha256": None if given["routing"] is None else hash_entry(given["routing"]),
             "precision": {**(given["precision"] or {}), "weights": dtypes, "exported": "float32"},
         }
         write_json(partial / METADATA, content)

@@ -117,7 +117,8 @@ class ExportedModel:
         chosen = threshold if threshold is not None else self.routing
         if chosen is None:
             raise ConfigurationError("threshold: none was exported; give one, or calibrate before the export")
-        base = _ScoredBase(self.parts[edge], self.metadata["parts"][edge]["outputs"].index(QUERY_SCORE))
+        entry = self.metadata["parts"][edge]
+        base = _ScoredBase(self.parts[edge], entry["outputs"].index(QUERY_SCORE), entry["classes"] or 1)
         return RoutedPredictor(base, _GivenScore(), global_model or self.parts["global"], chosen, **options)  # type: ignore[arg-type]
 
 
@@ -208,7 +209,14 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
             CalibratedRouting.from_dict(content["routing"])
         except ConfigurationError as error:
             raise _damaged(path, str(error)) from error
+        if content.get("routing_sha256") != hash_entry(content["routing"]):
+            raise _damaged(path, "'routing' is not what was exported, by 'routing_sha256'")
     return content
+
+
+def hash_entry(entry: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an entry of ``metadata.json``, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -271,10 +279,13 @@ class _TorchGraph:
 class _ScoredBase:
     """An edge graph as ``(logits, query_score)``, the latter in the place of features."""
 
-    def __init__(self, part: ExportedPart, place: int) -> None:
-        self._part, self._place = part, place
+    def __init__(self, part: ExportedPart, place: int, classes: int) -> None:
+        self._part, self._place, self._classes = part, place, classes
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if not len(inputs) and inputs.shape[1:] == self._part.shape and inputs.dtype == self._part.dtype:
+            # graphs want one input at least
+            return torch.zeros(0, self._classes, device=inputs.device), torch.zeros(0, device=inputs.device)
         outputs = self._part(inputs)
         return outputs[0], outputs[self._place]
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_fraction
 from lightning_efficient.functional._precision import at_least_float32
-from lightning_efficient.inference._query_budget import check_budget, most_sent, most_urgent
+from lightning_efficient.inference._fresh_lock import FreshLock
+from lightning_efficient.inference._query_budget import check_budget, drawn, most_sent, most_urgent
 from lightning_efficient.inference._routed_batch import Monitor, RoutedBatch
+from lightning_efficient.inference._routed_notes import BatchNotes
 from lightning_efficient.inference._routing_statistics import RoutingStatistics
 from lightning_efficient.inference._weights_guard import WeightsGuard
-from lightning_efficient.inference.events import EventLog, GlobalUnavailable, RoutingEvent
+from lightning_efficient.inference.events import EventKind, EventLog, GlobalUnavailable, RoutingEvent
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
 from lightning_efficient.nn.checkpoints import load_module
@@ -68,8 +70,9 @@ class RoutedPredictor(nn.Module):
     of it runs in inference mode. Costs the base and the router on N inputs, the global model on those asked about, and
     a copy of these.
 
-    With a calibrated threshold the weights are remembered, and a call after they changed is refused; see
-    ``WeightsGuard`` for what goes unseen.
+    With a calibrated threshold the models are remembered, and a call after they changed, or in training mode, is
+    refused; see ``WeightsGuard`` for what goes unseen. It may be called from several threads; a base that is watched
+    for its features runs in one of them at a time.
 
     Args:
         base: From a batch to logits ``(N, C)``, any callable. For a router with ``needs_features`` it returns a pair
@@ -83,8 +86,10 @@ class RoutedPredictor(nn.Module):
             rounded down but at least one. Those with the largest scores are sent; the base answers the others, with an
             event.
         features: Whether to watch a module for the router; ``False`` where it returns pairs itself.
-        monitor: Sees each batch, and may have kept inputs sent along for comparison; see ``DriftMonitor``.
-        on_event: Called with every ``RoutingEvent``; they are also written to the log, at most one of a kind a minute.
+        monitor: Sees each batch, and may have kept inputs sent along for comparison; see ``DriftMonitor``. A batch of
+            which inputs are compared waits for the global model, though it asks nothing else, up to its deadline.
+        on_event: Called with every ``RoutingEvent``, by one thread at a time; they are also written to the log,
+            at most one of a kind a minute.
         fallback: What to do where the global model was asked in vain: ``base`` answers with the base, ``abstain`` gives
             -1.
         fallback_floor: With ``abstain``, the probability from which on the base answers all the same.
@@ -139,6 +144,9 @@ class RoutedPredictor(nn.Module):
         self.budget, self.monitor = budget, monitor
         self.fallback, self.fallback_floor = fallback, fallback_floor
         self.events, self.statistics = EventLog(on_event), RoutingStatistics()
+        # hooks see one forward at a time; the global model is asked outside of both
+        self._base_lock, self._notes_lock = FreshLock(), FreshLock()
+        self._generator = torch.Generator().manual_seed(0)
         self._needs_features = bool(getattr(router, "needs_features", False))
         self._takes_features = hasattr(router, "needs_features")
         watched = self._needs_features and features
@@ -191,7 +199,7 @@ class RoutedPredictor(nn.Module):
         """Use another threshold from the next call on.
 
         A number leaves the promise behind, and ``calibrated`` becomes ``None`` unless it is the calibrated number. What
-        was calibrated anew holds for the weights as they are now.
+        was calibrated anew holds for the models as they are now, in evaluation mode.
 
         Raises:
             ConfigurationError: it is no number, or of a cascade of more than two models.
@@ -203,7 +211,8 @@ class RoutedPredictor(nn.Module):
             )
         if isinstance(threshold, CalibratedRouting):
             self.calibrated = threshold
-            self._guard = WeightsGuard(self.children())
+            self.eval()
+            self._guard = WeightsGuard(self.children(), (self.base, self.router, self.global_model))
         elif self.calibrated is not None and value != self.calibrated.thresholds[0]:
             self.calibrated = None
         self._threshold = float(value)
@@ -231,23 +240,29 @@ class RoutedPredictor(nn.Module):
         answer = RoutedPrediction(prediction, torch.zeros_like(prediction), score, confidence, probabilities)
         own = prediction if self.monitor is None else prediction.clone()
         compared, agrees = rows[:0], asked[:0]
-        self.statistics.seconds["base"].append(perf_counter() - start)
+        base_seconds, global_seconds = perf_counter() - start, None
         if len(rows) or len(audited):
             start = perf_counter()
             found = self._ask_global(inputs, rows, audited, probabilities)
             answer = answer._replace(source=answer.source.index_fill(0, rows, FALLBACK))
             if found is not None:
                 answer, compared, agrees = self._merged(answer, found, rows, audited, own)
-            self.statistics.seconds["global"].append(perf_counter() - start)
+            global_seconds = perf_counter() - start
         answer = self._fallen_back(answer, known)
-        self._note(answer, asked, rows, audited)
-        if self.monitor is not None:
-            for event in self.monitor.observe(RoutedBatch(score, own, answer.source, compared, agrees)):
-                self.events(event)
+        notes = BatchNotes(answer.source, asked, len(rows), len(audited), base_seconds, global_seconds)
+        with self._notes_lock:
+            notes.add_to(self.statistics)
+            if self.monitor is not None:
+                for event in self.monitor.observe(RoutedBatch(score, own, answer.source, compared, agrees)):
+                    self.events(event)
         return answer
 
     def _ask_base(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.base(inputs) if self._tap is None else self._tap(inputs)
+        if self._tap is None:
+            output = self.base(inputs)
+        else:
+            with self._base_lock:
+                output = self._tap(inputs)
         logits, extra = (output[0], output[1]) if isinstance(output, tuple) else (output, None)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
             raise ConfigurationError(
@@ -273,9 +288,8 @@ class RoutedPredictor(nn.Module):
             return rows
         urgency = score.where(score.isfinite() & known, math.inf)[rows]
         over = len(rows) - limit
-        self.statistics.over_budget += over
         message = f"{over} of {len(rows)} inputs to ask about are over the budget of {limit}; the base answers them"
-        self.events(RoutingEvent("budget", message, {"rows": over, "budget": limit}))
+        self._tell("budget", message, rows=over, budget=limit)
         return most_urgent(rows, urgency, limit)
 
     def _draw_audit(self, asked: Tensor, sent: int) -> Tensor:
@@ -283,19 +297,19 @@ class RoutedPredictor(nn.Module):
         kept = (~asked).nonzero().squeeze(1) if self.monitor is not None and room > 0 else None
         if kept is None or self.monitor is None:
             return torch.empty(0, dtype=torch.int64, device=asked.device)
-        return self.monitor.draw_audit(kept)[:room]
+        with self._notes_lock:
+            return drawn(self.monitor.draw_audit(kept), room, self._generator)
 
     def _ask_global(self, inputs: Tensor, rows: Tensor, audited: Tensor, like: Tensor) -> Tensor | None:
         """Return the global model's probabilities ``(m, C)`` of rows and audited rows, or nothing if it is away."""
         sent = torch.cat([rows, audited]) if len(audited) else rows
-        self.statistics.global_calls += 1
         try:
             # all rows in their order are the batch itself
             output = self.global_model(inputs if len(rows) == len(inputs) else inputs.index_select(0, sent))
         except GlobalUnavailable as error:
-            message = f"the global model is not available ({error}); {len(rows)} inputs fall back"
-            details = {"rows": len(rows), "audited": len(audited), "reason": str(error)}
-            self.events(RoutingEvent("global_unavailable", message, details))
+            lost = f"{len(rows)} inputs fall back" if len(rows) else f"{len(audited)} audited inputs go uncompared"
+            message = f"the global model is not available ({error}); {lost}"
+            self._tell("global_unavailable", message, rows=len(rows), audited=len(audited), reason=str(error))
             return None
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(sent):
@@ -316,7 +330,7 @@ class RoutedPredictor(nn.Module):
             lost = int((~usable[: len(rows)]).sum())
             message = f"{lost} of {len(rows)} rows of the global model's logits are not finite and fall back"
             if lost:
-                self.events(RoutingEvent("global_not_finite", message, {"rows": lost}))
+                self._tell("global_not_finite", message, rows=lost)
             rows, compared = rows[usable[: len(rows)]], compared[usable]
             sure, best, found = sure[usable], best[usable], found[usable]
         agrees = best == own[compared] if self.monitor is not None else usable[:0]
@@ -339,27 +353,22 @@ class RoutedPredictor(nn.Module):
                 source[lost], prediction[lost] = FALLBACK, NO_ANSWER
                 confidence[lost], probabilities[lost] = 0.0, 0.0
                 message = f"the base's logits of {count} inputs are not finite, and nobody else answered them"
-                self.events(RoutingEvent("base_not_finite", message, {"rows": count}))
+                self._tell("base_not_finite", message, rows=count)
         if self.fallback == "abstain":
             floor = math.inf if self.fallback_floor is None else self.fallback_floor
             prediction[(source == FALLBACK) & (confidence < floor)] = NO_ANSWER
         return answer
 
-    def _note(self, answer: RoutedPrediction, asked: Tensor, rows: Tensor, audited: Tensor) -> None:
-        statistics = self.statistics
-        statistics.calls += 1
-        statistics.rows += len(asked)
-        statistics.queried += int(asked.sum())
-        statistics.sent += len(rows)
-        statistics.audited += len(audited)
-        for name, count in zip(SOURCES, answer.source.bincount(minlength=len(SOURCES)).tolist(), strict=True):
-            statistics.answered[name] += count
+    def _tell(self, kind: EventKind, message: str, **details: Any) -> None:
+        with self._notes_lock:
+            self.events(RoutingEvent(kind, message, details))
 
     def _refuse_changed_weights(self, *, thorough: bool = False) -> None:
-        if self._guard is not None and self._guard.changed(thorough=thorough):
+        parts = (self.base, self.router, self.global_model)
+        if self._guard is not None and self._guard.changed(parts, thorough=thorough):
             raise ConfigurationError(
-                "the weights of base, router or global model changed after the threshold was calibrated, which voids "
-                "its promise; calibrate again and set_threshold"
+                "the weights of base, router or global model, or their layers, changed after the threshold was "
+                "calibrated, which voids its promise; calibrate again and set_threshold"
             )
 
 

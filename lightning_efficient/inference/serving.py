@@ -308,13 +308,13 @@ def _ends_when_one_dies(server: Any, ended: list[int]) -> Iterator[None]:
         return [child for child in multiprocessing.active_children() if child.pid not in before]
 
     def watch(processes: list[Any]) -> None:
-        multiprocessing.connection.wait([process.sentinel for process in processes])
+        died = multiprocessing.connection.wait([process.sentinel for process in processes])
         time.sleep(0.5)  # Ctrl-C reaches all processes at once, and this one may be the last to note it
         if ended:
             return
         ended.append(1)
         logging.getLogger("litserve").setLevel(logging.CRITICAL)
-        names = ", ".join(f"{one.name} ({one.exitcode})" for one in processes if not one.is_alive())
+        names = ", ".join(f"{one.name} ({one.exitcode})" for one in processes if one.sentinel in died)
         LOG.error("the server ends, as a process of it died (its exit code): %s", names)
         with contextlib.suppress(OSError, EOFError):
             server._shutdown_event.set()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -36,6 +39,11 @@ def sums(rows: Tensor) -> Tensor:
 def good(request: httpx.Request, **fields: Any) -> httpx.Response:
     rows, _ = unpack(request.content, max_bytes=10**7)
     return httpx.Response(200, content=pack(sums(rows), **({"model": MODEL} | fields)))
+
+
+def message_of(shape: list[int]) -> bytes:
+    header = json.dumps({"dtype": "float32", "shape": shape, "encoding": "raw"}).encode()
+    return struct.pack("<4sHI", b"LEFX", 1, len(header)) + header
 
 
 class Server:
@@ -182,6 +190,9 @@ def test_the_key_is_sent_and_comes_from_the_environment(monkeypatch: pytest.Monk
         (httpx.ReadError(""), "connection"),
         (httpx.ConnectError("All connection\nattempts failed"), "connection"),
         (httpx.ConnectTimeout(""), "connection"),
+        (httpx.InvalidURL("what httpx does not call\nan HTTPError"), "connection"),
+        (ExceptionGroup("several", [OverflowError("port")]), "connection"),
+        (message_of([0, *[2**31 - 1] * 7]), "bad_answer"),
     ],
 )
 def test_every_failure_is_unavailability_with_its_reason(answer: Any, reason: str) -> None:
@@ -486,6 +497,13 @@ def test_check_tells_an_absent_server_from_a_wrong_one(answer: Any, reason: str)
         ({"url": "localhost:8000"}, "url='localhost:8000' must begin with http:// or https://"),
         ({"url": "http://"}, "and a host"),
         ({"url": None}, "url=None must begin"),
+        ({"url": "http://test:99999"}, "url='http://test:99999' must be an address.*range 0-65535"),
+        ({"url": "http://test:0"}, "must have a port from 1 to 65535"),
+        ({"url": "http://[::1"}, "must be an address.*Invalid IPv6 URL"),
+        ({"url": "http://test\n"}, r"url='http://test\\n' must hold no spaces"),
+        ({"api_key": "schl\u00fcssel"}, "api_key .* must be printable ASCII"),
+        ({"api_key": "secret\n"}, "must be printable ASCII text without spaces or line ends"),
+        ({"api_key": b"secret"}, "must be printable ASCII"),
         ({"deadline_ms": 0}, "deadline_ms=0 must be a finite number above 0"),
         ({"connect_ms": -1}, "connect_ms=-1 must be"),
         ({"backoff_ms": float("inf")}, "backoff_ms=inf must be"),
@@ -498,8 +516,26 @@ def test_check_tells_an_absent_server_from_a_wrong_one(answer: Any, reason: str)
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigurationError, match=says):
+    with pytest.raises(ConfigurationError, match=says) as caught:
         EdgeClient(**{"url": "http://test", **options})
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_forked_process_is_told_at_once_to_make_its_own_client() -> None:
+    with a_client(Server()) as client:
+        client(ROWS)
+        child = os.fork()
+        if not child:
+            try:
+                client(ROWS)
+            except ConfigurationError as error:
+                client.close()
+                os._exit(0 if "make a client in each process" in str(error) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert torch.equal(client(ROWS), sums(ROWS))
 
 
 def test_without_httpx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

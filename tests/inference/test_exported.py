@@ -166,6 +166,26 @@ def test_options_of_the_predictor_pass_through(folder: Path) -> None:
     assert int((answer.source == 1).sum()) == 3
 
 
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_an_empty_batch_has_an_empty_answer_and_its_shape_still_counts(folder: Path, runtime: Any) -> None:
+    predictor = load_export(folder, runtime).routed()
+    answer = predictor(torch.zeros(0, *SHAPE))
+    assert tuple(answer.probabilities.shape) == (0, CLASSES)
+    assert answer.source.tolist() == []
+    with pytest.raises(ConfigurationError, match="it was exported for"):
+        predictor(torch.zeros(0, 7))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda content: content["routing"].update(thresholds=[9.0]), lambda content: content.pop("routing_sha256")],
+)
+def test_a_threshold_that_was_edited_does_not_carry_the_promise(copy: Path, change: Any) -> None:
+    changed(copy, change)
+    with pytest.raises(ConfigurationError, match="'routing' is not what was exported, by 'routing_sha256'"):
+        load_export(copy)
+
+
 def test_without_a_threshold_one_must_be_given(copy: Path) -> None:
     changed(copy, lambda content: content.update(routing=None))
     loaded = load_export(copy)

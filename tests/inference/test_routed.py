@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
 
@@ -23,6 +25,7 @@ from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting, calibrate_routing
 from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.nn.routers import GainRouter, ScoreRouter
+from lightning_efficient.nn.views import ViewTap
 
 NAN = math.nan
 
@@ -419,6 +422,18 @@ def _by_a_cast(predictor: RoutedPredictor) -> None:
     predictor.half()
 
 
+def _by_another_base(predictor: RoutedPredictor) -> None:
+    predictor.base = deepcopy(predictor.base)
+
+
+def _by_another_router(predictor: RoutedPredictor) -> None:
+    predictor.router = deepcopy(predictor.router)
+
+
+def _by_another_global_model(predictor: RoutedPredictor) -> None:
+    predictor.global_model = deepcopy(predictor.global_model)
+
+
 class Learned(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -429,7 +444,18 @@ class Learned(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "change", [_in_place, _by_optimizer, _by_loading, _by_replacement, _by_another_module, _by_a_cast]
+    "change",
+    [
+        _in_place,
+        _by_optimizer,
+        _by_loading,
+        _by_replacement,
+        _by_another_module,
+        _by_a_cast,
+        _by_another_base,
+        _by_another_router,
+        _by_another_global_model,
+    ],
 )
 def test_a_change_of_any_model_after_calibration_is_refused_until_it_is_calibrated_anew(change):
     predictor = RoutedPredictor(nn.Linear(3, 3), Learned(), nn.Linear(3, 3), calibrated(0.0))
@@ -441,6 +467,107 @@ def test_a_change_of_any_model_after_calibration_is_refused_until_it_is_calibrat
             predictor(inputs)
     predictor.set_threshold(calibrated(0.1))
     predictor(inputs.to(predictor.base.weight.dtype))
+
+
+def _activation(predictor: RoutedPredictor) -> None:
+    predictor.base[1] = nn.Tanh().eval()
+
+
+def _one_layer_more(predictor: RoutedPredictor) -> None:
+    predictor.base.append(nn.Softplus().eval())
+
+
+def _hook(predictor: RoutedPredictor) -> None:
+    predictor.base[0].register_forward_hook(lambda module, args, output: -output)
+
+
+def _pre_hook(predictor: RoutedPredictor) -> None:
+    predictor.base.register_forward_pre_hook(lambda module, args: (-args[0],))
+
+
+def _temperature(predictor: RoutedPredictor) -> None:
+    predictor.router.temperature = 9.0
+
+
+def _score(predictor: RoutedPredictor) -> None:
+    predictor.router.score = "entropy"
+
+
+def _buffer(predictor: RoutedPredictor) -> None:
+    predictor.base[0].register_buffer("more", torch.ones(1))
+
+
+@pytest.mark.parametrize("change", [_activation, _one_layer_more, _hook, _pre_hook, _temperature, _score, _buffer])
+def test_a_change_that_leaves_the_weights_is_refused_too(change):
+    base = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    predictor = RoutedPredictor(base, ScoreRouter("msp"), nn.Linear(3, 3), calibrated(0.0))
+    predictor(torch.randn(4, 3))
+    change(predictor)
+    for check in (predictor.check_weights, lambda: predictor(torch.randn(4, 3))):
+        with pytest.raises(ConfigurationError, match="changed after the threshold was calibrated"):
+            check()
+    predictor.set_threshold(calibrated(0.1))
+    predictor(torch.randn(4, 3))
+
+
+def test_another_callable_in_the_place_of_one_is_refused():
+    predictor = RoutedPredictor(lambda rows: rows, by_column, Scripted(), calibrated(0.0))
+    predictor(torch.randn(4, 3))
+    predictor.global_model = Scripted()
+    with pytest.raises(ConfigurationError, match="changed after the threshold was calibrated"):
+        predictor(torch.randn(4, 3))
+
+
+def test_a_setting_that_its_module_shows_is_seen_by_a_thorough_check():
+    base = nn.Sequential(nn.Linear(3, 3), nn.LeakyReLU(0.1))
+    predictor = RoutedPredictor(base, ScoreRouter("msp"), nn.Linear(3, 3), calibrated(0.0))
+    base[1].negative_slope = 0.9
+    with pytest.raises(ConfigurationError, match="changed after the threshold was calibrated"):
+        predictor.check_weights()
+
+
+def test_training_mode_is_refused_until_evaluation_mode_is_back():
+    base = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    predictor = RoutedPredictor(base, ScoreRouter("msp"), nn.Linear(3, 3), calibrated(0.0))
+    base[1].train()
+    with pytest.raises(ConfigurationError, match=r"Dropout is in training mode; call eval\(\)"):
+        predictor(torch.randn(4, 3))
+    predictor.eval()
+    predictor(torch.randn(4, 3))
+
+
+def test_a_view_tap_on_a_watched_module_is_no_change():
+    base = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
+    predictor = RoutedPredictor(base, ScoreRouter("msp"), nn.Linear(3, 3), calibrated(0.0))
+    tap = ViewTap(base, features=True)
+    tap.attach()
+    assert len(predictor(torch.randn(4, 3)).prediction) == 4
+
+
+def test_threads_share_a_watched_base_and_every_batch_counts_once():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+    monitor = DriftMonitor(ReferenceRates(0.0, 1000, 0.5, 0.1), audit_share=0.5, window=10**6)
+    options = {"monitor": monitor, "on_event": [].append}
+    router = GainRouter(num_classes=3, feature_dim=8, hidden=4)
+    predictor = RoutedPredictor(base, router, nn.Linear(3, 3), calibrated(-0.5), **options)
+    batches = list(torch.randn(200, 5, 3))
+    expected = [predictor(batch).prediction for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = [answer.prediction for answer in pool.map(predictor, batches)]
+    assert all(map(torch.equal, found, expected))
+    assert predictor.statistics.calls == 400
+    assert predictor.statistics.rows == sum(predictor.statistics.answered.values()) == 2000
+    assert monitor._counts["rows"] == 2000
+
+
+def test_copies_and_pickles_answer_alike():
+    base = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
+    router = GainRouter(num_classes=3, feature_dim=8, hidden=4)
+    predictor = RoutedPredictor(base, router, nn.Linear(3, 3), calibrated(-0.5))
+    inputs = torch.randn(6, 3)
+    for other in (deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
+        assert torch.equal(other(inputs).probabilities, predictor(inputs).probabilities)
 
 
 def test_the_same_weights_in_other_places_are_no_change():
@@ -567,6 +694,29 @@ def test_an_audit_takes_what_the_budget_leaves():
     _, model, predictor = routed([0.9, 0.1, 0.1, 0.1], budget=2, monitor=monitor)
     assert len(model.seen[0]) == 2
     assert (predictor.statistics.sent, predictor.statistics.audited) == (1, 1)
+
+
+def test_a_budget_leaves_every_place_of_the_batch_its_chance_of_an_audit():
+    monitor = DriftMonitor(ReferenceRates(0.5, 1000, 0.3, 0.1), audit_share=1.0)
+    model = Scripted()
+    predictor = RoutedPredictor(lambda rows: rows, by_column, model, 0.5, budget=2, monitor=monitor)
+    inputs = torch.stack([torch.zeros(8), torch.arange(8.0), torch.zeros(8)], 1)
+    for _ in range(200):
+        predictor(inputs)
+    counts = torch.cat(model.seen)[:, 1].long().bincount(minlength=8)
+    assert counts.sum() == 400
+    assert counts.min() > 20  # of 50 expected, with a standard deviation of 6
+
+
+def test_an_audit_in_vain_is_no_fallback_and_says_so():
+    events: list[RoutingEvent] = []
+    monitor = DriftMonitor(ReferenceRates(0.5, 1000, 0.3, 0.1), audit_share=1.0, window=2)
+    away = Scripted(GlobalUnavailable("deadline"))
+    answer, _, predictor = routed([0.1, 0.2], away, monitor=monitor, on_event=events.append)
+    assert answer.source.tolist() == [BASE, BASE]
+    assert events[0].message == "the global model is not available (deadline); 2 audited inputs go uncompared"
+    assert predictor.statistics.answered["fallback"] == 0
+    assert monitor.windows[0].fallback_rate == 0
 
 
 def test_an_audited_row_that_is_not_finite_keeps_its_answer_and_is_not_compared():

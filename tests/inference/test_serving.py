@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -53,7 +55,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def ask(url: str, body: bytes, key: str | None = KEY) -> httpx.Response:
     headers = {} if key is None else {"x-api-key": key}
-    return httpx.post(f"{url}/predict", content=body, headers=headers, timeout=30)
+    return httpx.post(f"{url}/predict", content=body, headers=headers, timeout=30, trust_env=False)
 
 
 def logits_of(response: httpx.Response) -> tuple[Tensor, dict[str, Any]]:
@@ -97,6 +99,7 @@ def test_requests_that_wait_together_are_answered_by_one_call(url: str) -> None:
 
 BAD = {
     "nan": (pack(rows_of(float("nan"))), KEY, 422, "row 0 holds numbers that are not finite"),
+    "empty rows": (pack(torch.zeros(1, 0, 2)), KEY, 422, "has a 0 beyond the first size"),
     "shape": (pack(torch.zeros(1, 2, 2)), KEY, 422, "a row has shape (2, 2)"),
     "dtype": (pack(rows_of(1).to(torch.uint8)), KEY, 422, "the rows are uint8"),
     "no rows": (pack(torch.zeros(0, *SHAPE)), KEY, 422, "no rows"),
@@ -123,6 +126,11 @@ def test_a_bad_request_is_refused_in_one_line(url: str, name: str) -> None:
     response = httpx.post(f"{url}/predict", content=body, headers=headers, timeout=30)
     assert response.status_code == status
     assert says in response.json()["detail"]
+
+
+@pytest.mark.parametrize("deadline", [10**400, 1e9, -1, 0, float("nan"), "soon", None, True])
+def test_a_deadline_that_is_none_does_not_fail_the_request(url: str, deadline: Any) -> None:
+    assert torch.equal(logits_of(ask(url, pack(rows_of(1), deadline_ms=deadline)))[0], MODEL(rows_of(1)))
 
 
 def test_an_oversized_stream_without_a_length_is_refused(url: str) -> None:
@@ -184,6 +192,69 @@ def test_check_refuses_a_wrong_key_and_another_model(url: str) -> None:
 
 
 # ---- a server that dies
+
+
+def processes_of(session: int) -> dict[int, str]:
+    """Return the command lines of the processes of a session that are alive."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, own = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(own) == session and state != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def forked_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """Return the process that holds the queues and the one that answers HTTP: forked, so of the same command line."""
+    found = processes_of(process.pid)
+    return sorted(number for number, line in found.items() if number != process.pid and line == found[process.pid])
+
+
+def assert_all_gone(process: subprocess.Popen[bytes], port: int) -> None:
+    until = time.monotonic() + 10
+    while processes_of(process.pid):
+        assert time.monotonic() < until, processes_of(process.pid)
+        time.sleep(0.05)
+    with socket.create_server(("127.0.0.1", port)):  # nobody holds it
+        pass
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_after_a_hard_kill_of_its_first_process_nothing_is_left_of_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens; on_ready must not ask there
+    port = free_port()
+    with served(port, tmp_path / "log") as process:
+        with socket.create_connection(("127.0.0.1", port)) as gone:  # a client that ends within its request
+            gone.sendall(b"POST /predict HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\nhalf of it")
+            time.sleep(0.2)
+        assert logits_of(ask(f"http://127.0.0.1:{port}", pack(rows_of(1)), None))[0].shape == (1, 3)
+        assert len(forked_of(process)) == 2
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        assert_all_gone(process, port)
+    assert (tmp_path / "log").read_text() == "ready\n"
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("which", "number", "dead"), [(0, signal.SIGTERM, "SyncManager-1 (-15)"), (1, signal.SIGKILL, "LitServer-0 (-9)")]
+)
+def test_a_server_of_which_a_process_dies_ends_with_one_line(
+    tmp_path: Path, which: int, number: signal.Signals, dead: str
+) -> None:
+    port = free_port()
+    with served(port, tmp_path / "log") as process:
+        os.kill(forked_of(process)[which], number)
+        assert process.wait(15) == 1
+        assert_all_gone(process, port)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert f"the server ends, as a process of it died (its exit code): {dead}" in lines
 
 
 def test_nothing_is_lost_when_the_server_dies_and_it_is_asked_again_when_it_is_back(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_a_header_that_no_one_would_read_is_not_packed() -> None:
         (message(a_header(shape=[-1, -2]), bytes(8)), 422, "not a list of 1 to 8 sizes"),
         (message(a_header(shape=[1.0, 2]), bytes(8)), 422, "not a list of 1 to 8 sizes"),
         (message(a_header(shape=[2**30, 2**30])), 413, "at most 1000000 are taken"),
+        (message(a_header(shape=[0, *[2**31 - 1] * 7])), 422, "is too large"),
+        (message(a_header(shape=[5, 0, 2**31 - 1])), 422, "has a 0 beyond the first size"),
         (message(a_header(), bytes(7)), 400, "has 8 bytes, but the message holds 7"),
         (message(a_header(), bytes(9)), 400, "has 8 bytes, but the message holds 9"),
         (message(a_header(encoding="zlib"), b"nothing"), 400, "no zlib stream"),
