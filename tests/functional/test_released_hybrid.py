@@ -152,7 +152,7 @@ def test_the_sweep_over_thresholds_of_the_entropy_is_the_released_one() -> None:
 
 def test_a_sweep_whose_grid_meets_no_target_says_so() -> None:
     right = torch.ones(5, dtype=torch.bool)
-    with pytest.raises(ConfigurationError, match=r"entropy has no threshold .* from 0.1 to 0.99; use coverage_thresh"):
+    with pytest.raises(ConfigurationError, match=r"entropy has no threshold .* from 0.1 to 0.99; use query_thresh"):
         released_entropy_sweep(torch.zeros(5), right, right)
 
 
