@@ -6,7 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from lightning_efficient.functional.confidence import msp
 from lightning_efficient.inference.abstaining import decide
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.threshold_file import ThresholdFile
+
+FileT = TypeVar("FileT", ThresholdFile, RoutingFile)
 
 
 def write_predictions(outputs: list[Any], folder: Path, rank: int = 0, world_size: int = 1) -> Path:
@@ -56,14 +58,8 @@ def threshold_beside(ckpt_path: str | None, module: object) -> ThresholdFile | N
     Raises:
         ConfigurationError: the file is damaged, or belongs to other weights or to another score than the module's.
     """
-    if not ckpt_path or not Path(ckpt_path).is_file():
-        return None
-    path = ThresholdFile.find(ckpt_path)
-    if not path.is_file():
-        return None
-    file = ThresholdFile.read(path)
-    file.check_weights(ckpt_path, path)
-    file.check_score(module, path)
+    if (file := _file_beside(ThresholdFile, ckpt_path)) is not None:
+        file.check_score(module, ThresholdFile.find(str(ckpt_path)))
     return file
 
 
@@ -77,14 +73,19 @@ def routing_beside(ckpt_path: str | None, module: Any) -> RoutingFile | None:
     Raises:
         ConfigurationError: the file is damaged, or belongs to other weights or to another router.
     """
-    if not hasattr(module, "use_routing") or not ckpt_path or not Path(ckpt_path).is_file():
+    if not hasattr(module, "use_routing"):
         return None
-    path = RoutingFile.find(ckpt_path)
-    if not path.is_file():
+    if (file := _file_beside(RoutingFile, ckpt_path)) is not None:
+        file.check_router(module, RoutingFile.find(str(ckpt_path)))
+    return file
+
+
+def _file_beside(kind: type[FileT], ckpt_path: str | None) -> FileT | None:
+    """Return the file of a checkpoint, after a look at whose weights it is for; ``None`` where there is none."""
+    if not ckpt_path or not Path(ckpt_path).is_file() or not (path := kind.find(ckpt_path)).is_file():
         return None
-    file = RoutingFile.read(path)
+    file = kind.read(path)
     file.check_weights(ckpt_path, path)
-    file.check_router(module, path)
     return file
 
 
