@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
@@ -31,6 +31,28 @@ def average_anew(trainer: Trainer, module: LightningModule) -> None:
 def is_rehearsal(trainer: Trainer) -> bool:
     """Tell whether this is a ``fast_dev_run``, which leaves no files behind."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def sample_shape(
+    module: LightningModule,
+    datamodule: LightningDataModule | None,
+    given: Sequence[int] | None = None,
+    option: str = "--input_shape",
+) -> tuple[int, ...]:
+    """Return the shape of one sample: what is given, else what the data module tells, else what the module tells.
+
+    Raises:
+        ConfigurationError: nobody tells; names ``option``.
+    """
+    if given:
+        return tuple(given)
+    if (shape := getattr(datamodule, "input_shape", None)) is not None:
+        return tuple(shape)
+    if (config := getattr(module, "data_config", None)) is not None:
+        return tuple(config["input_size"])
+    if module.example_input_array is not None:
+        return tuple(module.example_input_array.shape[1:])  # type: ignore[union-attr]
+    raise ConfigurationError(f"{type(module).__name__} does not tell the shape of its input; give {option}")
 
 
 def gather_objects(trainer: Trainer, value: Any) -> list[Any]:

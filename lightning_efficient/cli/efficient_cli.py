@@ -38,7 +38,7 @@ from lightning_efficient.errors import ConfigurationError, MissingExtraError
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.reporting import run_dir
 
-VERBS = ("fit", "validate", "test", "calibrate", "predict", "export", "profile")
+VERBS = ("fit", "validate", "test", "calibrate", "predict", "export", "profile", "quantize")
 LOADER = {
     "fit": "train_dataloader",
     "validate": "val_dataloader",
@@ -53,7 +53,7 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     On top of LightningCLI: our classes and those of plugins by short name, no abbreviated options, explicit options win
     over a checkpoint's hyper-parameters, a seed by default, ``config.yaml`` in every run folder, exit status 130 after
-    Ctrl-C, and the verbs ``calibrate``, ``export`` and ``profile``.
+    Ctrl-C, and the verbs ``calibrate``, ``export``, ``profile`` and ``quantize``.
 
     Args:
         args: Arguments; by default those of the process.
@@ -100,9 +100,9 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Add ``calibrate``, ``export`` and ``profile`` to Lightning's verbs."""
+        """Add ``calibrate``, ``export``, ``profile`` and ``quantize`` to Lightning's verbs."""
         verbs = ExplicitArgumentsWin.subcommands()
-        return {**verbs, **{verb: {"model", "datamodule"} for verb in ("calibrate", "export", "profile")}}
+        return {**verbs, **{verb: {"model", "datamodule"} for verb in ("calibrate", "export", "profile", "quantize")}}
 
     def fit(self, **kwargs: Any) -> None:
         """Run ``Trainer.fit`` and say where the run folder is."""
@@ -127,6 +127,10 @@ class EfficientCLI(ExplicitArgumentsWin):
     def export(self, **kwargs: Any) -> None:
         """Run ``Trainer.export``."""
         self._run(cast(EfficientTrainer, self.trainer).export, kwargs)
+
+    def quantize(self, **kwargs: Any) -> None:
+        """Run ``Trainer.quantize``."""
+        self._run(cast(EfficientTrainer, self.trainer).quantize, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict`` and write into the run folder the predictions, with a threshold what is answered."""

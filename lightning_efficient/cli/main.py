@@ -18,6 +18,9 @@ VERBS = {
     "export": "write graphs of a model for deployment, checked against it",
     "serve": "answer requests with an exported model",
     "profile": "parameters, MACs, latency and memory of a model",
+    "quantize": "an 8-bit copy of a model, its size, speed and accuracy beside the original's",
+    "compare": "runs side by side, and which of them no other beats",
+    "search": "try configurations and keep the best trade-offs",
     "configs": "list, show, copy or check the shipped configs",
     "demo": "train, test and profile a small model on handwritten digits",
 }
@@ -73,6 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lightning_efficient.cli.serve import run_serve
 
             return run_serve(arguments[1:])
+        if verb == "compare":
+            from lightning_efficient.cli.compare import run_compare
+
+            return run_compare(arguments[1:])
+        if verb == "search":
+            from lightning_efficient.cli.search import run_search
+
+            return run_search(arguments[1:])
         from lightning_efficient.cli.run import run_verb
 
         return run_verb(arguments)

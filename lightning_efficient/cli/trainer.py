@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_efficient._trainer import is_rehearsal
+from lightning_efficient._trainer import is_rehearsal, sample_shape
 from lightning_efficient.cli.calibration import Request, calibrated, chose_checkpoint, listen, threshold_page
 from lightning_efficient.cli.output import say
 from lightning_efficient.cli.routing_calibration import calibrated_routing, check_routing, routing_page
@@ -144,7 +144,7 @@ class EfficientTrainer(Trainer):
 
         report = export_model(
             model,
-            _sample_shape(model, datamodule, input_shape),
+            sample_shape(model, datamodule, input_shape),
             datamodule=datamodule,
             ckpt_path=ckpt_path,
             out=out,
@@ -189,7 +189,7 @@ class EfficientTrainer(Trainer):
         from lightning_efficient.cli.footprint_page import footprint_page
         from lightning_efficient.cli.surgery_page import surgery_costs_of, surgery_page
 
-        shape = _sample_shape(model, datamodule, input_shape)
+        shape = sample_shape(model, datamodule, input_shape)
         model.to(self.strategy.root_device)
         try:
             footprint = profile_module(
@@ -233,17 +233,3 @@ def _write(json_file: str | None, figures: dict[str, Any]) -> None:
 def _say_file(json_file: str | None) -> None:
     if json_file and json_file != "-":
         say(json_file)
-
-
-def _sample_shape(
-    model: LightningModule, datamodule: LightningDataModule | None, given: list[int] | None
-) -> tuple[int, ...]:
-    if given:
-        return tuple(given)
-    if (shape := getattr(datamodule, "input_shape", None)) is not None:
-        return tuple(shape)
-    if (config := getattr(model, "data_config", None)) is not None:
-        return tuple(config["input_size"])
-    if model.example_input_array is not None:
-        return tuple(model.example_input_array.shape[1:])  # type: ignore[union-attr]
-    raise ConfigurationError(f"{type(model).__name__} does not tell the shape of its input; give --input_shape")
