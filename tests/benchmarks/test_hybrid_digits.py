@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -145,15 +144,11 @@ def test_a_goal_is_met_or_said_not_to_be(study: ModuleType, scenario: str, ahead
 def test_with_a_specialist_the_gain_router_is_ahead_of_the_largest_probability(study: ModuleType) -> None:
     # the same study with fewer copies and epochs: large networks that are worse, but as uneven
     scenario = study.SCENARIOS["specialist"]
-    ahead = []
-    for seed in (0, 1):
-        parts = study.digits(seed)
-        pair = study.trained_pair(scenario, parts["train"], seed, copies=8, epochs={"base": 8, "global": 4})
-        asked = study.ask(pair, scenario, parts, seed)
-        found = {
-            name: study.evaluated(study.fitted(name, asked["router"], seed), asked)
-            for name in ("msp", "entropy", "gain")
-        }
-        ahead.append(100 * (found["gain"]["0.7"]["equal"] - found["msp"]["0.7"]["equal"]))
-        assert found["gain"]["gap"] < min(found["msp"]["gap"], found["entropy"]["gap"])
-    assert statistics.mean(ahead) >= 1
+    parts = study.digits(0)
+    pair = study.trained_pair(scenario, parts["train"], 0, copies=8, epochs={"base": 8, "global": 4})
+    asked = study.ask(pair, scenario, parts, 0)
+    found = {
+        name: study.evaluated(study.fitted(name, asked["router"], 0), asked) for name in ("msp", "entropy", "gain")
+    }
+    assert found["gain"]["gap"] < min(found["msp"]["gap"], found["entropy"]["gap"])
+    assert 100 * (found["gain"]["0.7"]["equal"] - found["msp"]["0.7"]["equal"]) >= 1

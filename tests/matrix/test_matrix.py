@@ -68,19 +68,12 @@ def test_what_it_does_not_support_is_refused_before_training(setting: Setting, c
 
 
 @every_pair
-def test_training_ends_with_the_weights_of_a_run_without_the_callback(
-    setting: Setting, condition: str, tmp_path: Path
-) -> None:
-    trained = setting.fit(tmp_path, setting.make(), **CONDITIONS[condition]())
-    assert_trained_alike(setting, trained, condition)
-
-
-@every_pair
-def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
+def test_training_goes_as_without_the_callback_and_a_resumed_run_ends_with_the_same_weights(
     setting: Setting, condition: str, tmp_path: Path
 ) -> None:
     save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     whole = setting.fit(tmp_path, setting.make(), ExactResume(), save, **CONDITIONS[condition]())
+    assert_trained_alike(setting, whole, condition)
     torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
     resumed = setting.fit(
         tmp_path, setting.make(), ExactResume(), ckpt_path=tmp_path / "epoch=0.ckpt", **CONDITIONS[condition]()
