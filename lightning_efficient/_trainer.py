@@ -48,8 +48,8 @@ def sample_shape(
         return tuple(given)
     if (shape := getattr(datamodule, "input_shape", None)) is not None:
         return tuple(shape)
-    if (config := getattr(module, "data_config", None)) is not None:
-        return tuple(config["input_size"])
+    if (shape := (getattr(module, "data_config", None) or {}).get("input_size")) is not None:
+        return tuple(shape)
     if module.example_input_array is not None:
         return tuple(module.example_input_array.shape[1:])  # type: ignore[union-attr]
     raise ConfigurationError(f"{type(module).__name__} does not tell the shape of its input; give {option}")

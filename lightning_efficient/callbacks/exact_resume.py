@@ -43,6 +43,9 @@ class ExactResume(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the random states back before the loaders are made, since making them draws seeds."""
         self._epochs_seen = 0
+        self._restore(trainer)
+
+    def _restore(self, trainer: Trainer) -> None:
         if self._restored and len(self._restored["per_rank"]) != trainer.world_size:
             rank_zero_warn(
                 f"ExactResume: the checkpoint was written by {len(self._restored['per_rank'])} process(es) and this "
@@ -98,6 +101,9 @@ class ExactResume(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the random states out of the checkpoint; ``on_fit_start`` restores them."""
         self._restored = checkpoint["callbacks"].get(self.state_key)
+        # strategies that shard the parameters load a checkpoint after that hook
+        if trainer.strategy.restore_checkpoint_after_setup:
+            self._restore(trainer)
 
 
 def _validation_may_follow(trainer: Trainer, batch_idx: int) -> bool:

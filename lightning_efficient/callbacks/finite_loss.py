@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_efficient._trainer import gather_objects
 from lightning_efficient.callbacks._moment import all_finite, cause_of_bad_loss, last_good_checkpoint, moment
 from lightning_efficient.errors import NonFiniteLossError
 from lightning_efficient.typing import Batch
@@ -48,7 +49,9 @@ class FiniteLoss(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look at the weights."""
-        if not all_finite(pl_module.parameters()):
+        # of sharded parameters each rank sees its own part, and one that raised alone would leave the others waiting
+        parts = (each.to_local() if hasattr(each, "to_local") else each for each in pl_module.parameters())
+        if not all(gather_objects(trainer, all_finite(parts))):
             raise NonFiniteLossError(
                 f"the weights hold NaN or infinite values at {moment(trainer)}, so no checkpoint of them is written; "
                 f"try a lower learning rate or gradient clipping; {last_good_checkpoint(trainer)}"

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_efficient._trainer import callbacks_of
+from lightning_efficient._trainer import callbacks_of, refuse_shards
 from lightning_efficient.callbacks._guide_statistics import BINS, GuideStatistics
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional.phases import Alternation, Unit
@@ -98,6 +98,7 @@ class GuideSchedule(Callback):
         """Forget the last run; refuse what cannot work."""
         if stage != "fit":
             return
+        refuse_shards(trainer, type(self).__name__)
         self._statistics, self._history, self._residuals, self._warned = GuideStatistics(), [], [], []
         self._steps, self._drawn, self._found = 0, 0, None
         if self.dual is not None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -82,10 +83,25 @@ class SelectiveCoverage(Callback):
         self._last: tuple[str, RiskCoverage] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second callback of the same name."""
+        """Refuse a second callback of the same name, and shards that leave it wrong or without logits."""
         names = [callback.name for callback in callbacks_of(trainer, SelectiveCoverage)]
         if names.count(self.name) > 1:
             raise ConfigurationError(f"two SelectiveCoverage callbacks are named {self.name!r}; give each its own name")
+        self._check_strategy(trainer)
+
+    def _check_strategy(self, trainer: Trainer) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy) and self.predictions is from_forward:
+            raise ConfigurationError(
+                "SelectiveCoverage: from_forward runs the module outside of FSDPStrategy, which then has no whole "
+                "weights; let the steps return {'logits', 'target'}"
+            )
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            replicas = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
+            if replicas != trainer.world_size:
+                raise ConfigurationError(
+                    f"SelectiveCoverage would count each sample {trainer.world_size // replicas} times; give "
+                    "ModelParallelStrategy tensor_parallel_size=1"
+                )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""

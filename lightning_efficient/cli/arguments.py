@@ -12,8 +12,8 @@ from lightning_efficient.cli.latest_run import WORDS
 from lightning_efficient.errors import ConfigurationError
 
 CLASSIFIER = "lightning_efficient.modules.ImageClassifier"
-AFTER_TRAINING = ("validate", "test", "calibrate", "predict", "export")
-OF_A_CHECKPOINT = ("calibrate", "export")
+AFTER_TRAINING = ("validate", "test", "calibrate", "predict", "export", "quantize")
+OF_A_CHECKPOINT = ("calibrate", "export", "quantize")
 """Verbs that need the file of one, whose run tells its config."""
 SHARED = ("seed_everything", "model", "data", "trainer")
 """What another verb takes from the config of a fit."""
@@ -29,8 +29,8 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
 
     ``--config quickstart`` becomes the path of the shipped file; ``--timm NAME`` and ``--model NAME`` become
     ``--model ImageClassifier --model.backbone NAME`` for a timm name. ``validate``, ``test``, ``calibrate``,
-    ``predict`` and ``export`` with a checkpoint and neither config nor model take the ``config.yaml`` of the run that
-    the checkpoint lies in, and say which.
+    ``predict``, ``export`` and ``quantize`` with a checkpoint and neither config nor model take the ``config.yaml`` of
+    the run that the checkpoint lies in, and say which.
 
     Args:
         arguments: What was typed, the verb first.
@@ -38,7 +38,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
 
     Raises:
         ConfigurationError: an unknown config, ``--timm`` together with ``--model``, an option without its value, or a
-            ``calibrate`` or ``export`` that has no checkpoint or no config.
+            ``calibrate``, ``export`` or ``quantize`` that has no checkpoint or no config.
     """
     expanded: list[str] = []
     rest = _with_config_of_run(_separated(arguments))

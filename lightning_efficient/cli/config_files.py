@@ -15,7 +15,7 @@ FRAGMENTS = ("trainer", "logger", "data")
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A config by name: ``trainer/ddp2``, its file, and the package that brings it."""
+    """A config by name: ``trainer/ddp``, its file, and the package that brings it."""
 
     name: str
     path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ from lightning_efficient.reporting import model_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from lightning_efficient.profiling import SurgeryCosts
+    from lightning_efficient.profiling.budget import TimeBudget
 
 
 class EfficientTrainer(Trainer):
@@ -165,12 +169,18 @@ class EfficientTrainer(Trainer):
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
         batch_sizes: list[int] | None = None,
-        threads: int | None = None,
+        threads: int | list[int] | None = None,
         input_shape: list[int] | None = None,
         min_run_time_s: float = 0.5,
+        layers: int = 0,
+        training_memory: bool = False,
+        variants: list[str] | None = None,
+        energy: bool = False,
+        time_budget_s: float | None = None,
+        figure: str | None = None,
         json_file: str | None = None,
     ) -> None:
-        """Print what a model costs: parameters, size on disk, MACs, latency percentiles and peak memory.
+        """Print what a model costs: parameters, size on disk, MACs, memory, memory traffic and latency percentiles.
 
         For a model that surgery has changed also what that saves, block by block: MACs, and time against the network
         before, the two in turns.
@@ -179,17 +189,29 @@ class EfficientTrainer(Trainer):
             model: The module whose ``forward`` is measured.
             datamodule: Tells the shape of a sample, if ``input_shape`` does not.
             batch_sizes: Batch sizes for the latency; by default 1.
-            threads: Intra-op threads of torch; by default as many as torch uses by itself.
+            threads: Intra-op threads of torch, one number or several, such as ``[1, 2]``; by default as many as torch
+                uses by itself.
             input_shape: Shape of one sample, such as ``[3, 224, 224]``; by default the data module's, else the model's.
-            min_run_time_s: Seconds of timing for each batch size.
+            min_run_time_s: Seconds of timing for each batch size, number of threads and variant.
+            layers: How many of the layers with most MACs are listed; the JSON has all.
+            training_memory: Also the memory of a training step, at the largest batch size and at least 2 samples.
+            variants: Also compare with other forms of the model, in turns: ``channels_last``, ``bf16``, ``compile``,
+                ``int8_weights``, ``int8_static``, ``onnx`` or ``all``.
+            energy: Also the energy of a sample, where the machine has counters.
+            time_budget_s: Seconds for all measurements, without the start of the program; what does not fit is told.
+            figure: Also draw this picture: a file that ends in ``.png``, ``.pdf`` or ``.svg``.
             json_file: Also write the figures to this file; ``-`` prints them instead of the table.
         """
         from rich.console import Group
 
-        from lightning_efficient.cli.footprint_page import footprint_page
-        from lightning_efficient.cli.surgery_page import surgery_costs_of, surgery_page
+        from lightning_efficient.cli.footprint_page import check_picture, footprint_page, progress_line, save_picture
+        from lightning_efficient.cli.surgery_page import surgery_page
+        from lightning_efficient.profiling.budget import TimeBudget
 
+        check_picture(figure)
         shape = sample_shape(model, datamodule, input_shape)
+        tell, wipe = progress_line()
+        budget = TimeBudget(time_budget_s, tell)
         model.to(self.strategy.root_device)
         try:
             footprint = profile_module(
@@ -199,15 +221,111 @@ class EfficientTrainer(Trainer):
                 batch_sizes=batch_sizes or [1],
                 threads=threads,
                 min_run_time=min_run_time_s,
+                training=training_memory,
+                variants=variants or (),
+                energy=energy,
+                time_budget_s=budget.part(0.6) if hasattr(model, "network_before_surgery") else budget,
             )
         except (RuntimeError, AssertionError) as error:
             message = f"the model does not run on an input of shape {list(shape)} ({error}); give another --input_shape"
             raise ConfigurationError(message) from error
-        costs = surgery_costs_of(model, shape, batch_sizes or [1], threads, min_run_time_s)
+        finally:
+            wipe()
+        costs = _surgery_costs(model, shape, batch_sizes or [1], threads, min_run_time_s, budget)
+        wipe()
+        footprint = replace(footprint, left_out=tuple(budget.left_out))
         figures = footprint.to_dict() | ({"surgery": [each.to_dict() for each in costs]} if costs else {})
-        _show(Group(footprint_page(footprint), *map(surgery_page, costs)), figures, json_file)
+        _show(Group(footprint_page(footprint, layers), *map(surgery_page, costs)), figures, json_file)
         _write(json_file, figures)
+        if figure:
+            save_picture(footprint, figure)
         _say_file(json_file)
+        if figure and json_file != "-":
+            say(figure)
+
+    def quantize(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        schemes: list[str] | str | None = None,
+        calibration_batches: int = 16,
+        split: Split = "val",
+        network: str | None = None,
+        batch_sizes: list[int] | None = None,
+        threads: int | None = None,
+        min_run_time_s: float = 0.5,
+        out: str | None = None,
+        json_file: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Write 8-bit forms of a trained network, and compare each with it: accuracy, agreement, size and time.
+
+        Ranges are learned from training samples, never from the split that is evaluated. The checkpoint stays as it is.
+        One of a run with QuantizationAware is also converted by the ranges that it learned.
+
+        Args:
+            model: The module around the network.
+            datamodule: Has the split and the training data; by default the module's own loaders.
+            ckpt_path: Checkpoint to quantise; ``best`` and ``last`` mean that of the newest run.
+            schemes: ``weight_only`` (a smaller file) and ``static`` (also integer arithmetic); by default both.
+            calibration_batches: Training batches from which static ranges are learned.
+            split: ``val`` or ``test``.
+            network: Dotted name of the network; by default the module's backbone.
+            batch_sizes: Batch sizes for the times; by default 1 and 32.
+            threads: Intra-op threads of torch; by default as many as torch uses by itself.
+            min_run_time_s: About the seconds of timing for each network and batch size.
+            out: Folder; by default ``<name>.quantized`` beside the checkpoint.
+            json_file: Also write the figures to this file; ``-`` prints them instead of the tables.
+            weights_only: Whether to load tensors and plain values only.
+        """
+        from lightning_efficient.cli._quantize_page import quantize_page
+        from lightning_efficient.cli.quantizing import QuantizeRequest, quantize_checkpoint, schemes_of
+
+        sizes = (1, 32) if batch_sizes is None else tuple(batch_sizes)
+        chosen = schemes_of(schemes)
+        request = QuantizeRequest(chosen, calibration_batches, split, network, sizes, threads, min_run_time_s)
+        report = quantize_checkpoint(
+            self,
+            model,
+            datamodule,
+            ckpt_path,
+            request,
+            out=out,
+            weights_only=weights_only,
+            progress=json_file != "-",
+        )
+        if report.folder is not None:
+            _write(json_file, report.to_dict())
+        _show(quantize_page(report), report.to_dict(), json_file)
+        if report.folder is not None:
+            _say_file(json_file)
+            if json_file != "-":
+                say(str(report.folder))
+
+
+def _surgery_costs(
+    model: LightningModule,
+    shape: tuple[int, ...],
+    batch_sizes: list[int],
+    threads: int | list[int] | None,
+    min_run_time_s: float,
+    budget: TimeBudget,
+) -> list[SurgeryCosts]:
+    """Return what surgery saves, within what is left of a time budget."""
+    from lightning_efficient.cli.surgery_page import surgery_costs_of
+    from lightning_efficient.profiling.budget import TimeIsUp, interrupted_after
+
+    first = threads[0] if isinstance(threads, list) else threads
+    # a fifth of that for each of some thirty blocks
+    seconds = max(budget.share(6 * len(batch_sizes), most=min_run_time_s), 1e-3)
+    budget.tell("surgery, block by block")
+    try:
+        with interrupted_after(budget.remaining()):
+            return surgery_costs_of(model, shape, batch_sizes, first, seconds)
+    except TimeIsUp:
+        budget.leave_out("what surgery saves")
+    return []
 
 
 def _show(page: RenderableType, figures: dict[str, Any], json_file: str | None) -> None:

@@ -15,6 +15,7 @@ from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.modules._classifier import Classifier
+from lightning_efficient.modules._pruned import follow_checkpoint, keep_notes, take_pruned
 from lightning_efficient.modules._surgery import (
     follow_recipe,
     keep_recipe,
@@ -44,7 +45,8 @@ class ImageClassifier(Classifier):
         in_chans: Channels of the images: 3, or 1 for grey images.
         pretrained: Whether to start from timm's pretrained weights.
         backbone_kwargs: Further arguments of ``timm.create_model``, such as ``{drop_rate: 0.1}``.
-        backbone_checkpoint: File with weights that the backbone, as it is before any surgery, starts from.
+        backbone_checkpoint: File with weights that the backbone, as it is before any surgery, starts from; or the
+            ``pruned.pt`` of a pruned backbone, which is made as small and has the weights at once.
         surgery: Policies that make the backbone cheaper, one after the other: a name such as ``SpatialInterpolation``,
             or ``{class_path: SpatialInterpolation, init_args: {factor: 2}}``; see ``lightning_efficient.nn.surgery``.
             With weights to start from, what is new begins without effect. Checkpoints hold the recipe.
@@ -93,7 +95,8 @@ class ImageClassifier(Classifier):
         self.backbone = create_backbone(backbone, pretrained, num_classes, in_chans, backbone_kwargs)
         self._made_of = (backbone, False, num_classes, in_chans, backbone_kwargs)
         operate(self.backbone, surgery, pretrained=pretrained or backbone_checkpoint is not None)
-        self._backbone_checkpoint = backbone_checkpoint
+        self._pruned = take_pruned(self.backbone, backbone_checkpoint)
+        self._backbone_checkpoint = None if self._pruned else backbone_checkpoint
         self.num_classes = cast(int, self.backbone.num_classes if num_classes is None else num_classes)
         self.in_chans = in_chans
         self.data_config = data_config(self.backbone, in_chans)
@@ -154,14 +157,20 @@ class ImageClassifier(Classifier):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how the backbone was changed, also by hand after it was built."""
         keep_recipe(checkpoint, self.backbone)
+        if self._pruned:
+            keep_notes(checkpoint, self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Change the backbone as that of the checkpoint; a file of first weights has no part in it any more.
 
         Raises:
-            ConfigurationError: ``surgery`` has changed it in another way.
+            ConfigurationError: ``surgery`` has changed it in another way, or it is pruned and the checkpoint's is not.
         """
         self._backbone_checkpoint = None
+        self._follow_surgery(checkpoint)
+        self._pruned = follow_checkpoint(checkpoint, self.backbone, "backbone", self._pruned)
+
+    def _follow_surgery(self, checkpoint: dict[str, Any]) -> None:
         steps = lacking(checkpoint, self.backbone)
         if steps is None and self._same_policies(checkpoint):
             # trained from weights or not, the same policies begin in other ways: the checkpoint's counts

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.profiling.layers import LayerCost
+from lightning_efficient.profiling.training_memory import TrainingMemory
+from lightning_efficient.profiling.variant_costs import VariantComparison
 from lightning_efficient.typing import InputShape
 
 
@@ -54,7 +58,14 @@ class Footprint:
         peak_memory_bytes: Largest memory during the forward pass of one sample, parameters and buffers included.
         peak_memory_method: ``"live tensors"`` or ``"cuda allocator"``.
         input_shape: Shape of one sample, without the batch dimension.
-        latencies: One entry per batch size.
+        latencies: One entry per number of threads and batch size.
+        layers: What each module does itself, in the order of the forward.
+        read_bytes: Memory read in the forward pass of one sample, operator by operator; see ``LayerRecorder``.
+        written_bytes: Memory written, likewise.
+        training: Memory of a training step, where that was asked for.
+        variants: The model in other forms, where that was asked for.
+        energy_mj: Millijoules per sample, where that was asked for and something measures them.
+        left_out: What was asked for and is missing, each with the reason.
 
     Example:
         >>> footprint = Footprint("net", 10, 10, 40, 1200, 8, 16, (), 64, "live tensors", (4,), ())
@@ -74,6 +85,13 @@ class Footprint:
     peak_memory_method: str
     input_shape: InputShape
     latencies: tuple[Latency, ...]
+    layers: tuple[LayerCost, ...] = ()
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    training: TrainingMemory | None = None
+    variants: VariantComparison | None = None
+    energy_mj: float | None = None
+    left_out: tuple[str, ...] = ()
 
     _shared: ClassVar[tuple[str, ...]] = ("name", "parameters", "macs", "bytes", "bytes_on_disk", "peak_memory_bytes")
     _timed: ClassVar[tuple[str, ...]] = (
@@ -87,17 +105,39 @@ class Footprint:
     )
     columns: ClassVar[tuple[str, ...]] = _shared + _timed
 
+    @property
+    def arithmetic_intensity(self) -> float | None:
+        """FLOPs per byte that is read or written: low where memory sets the pace; None where traffic is unknown."""
+        moved = (self.read_bytes or 0) + (self.written_bytes or 0)
+        return self.flops / moved if moved else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, numbers and strings, ready for JSON."""
-        content = asdict(self)
-        return content | {key: list(content[key]) for key in ("uncounted", "input_shape", "latencies")}
+        plain: dict[str, Any] = _lists(asdict(self))
+        return plain
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Footprint:
-        """Rebuild what ``to_dict`` returned, also after a round trip through JSON."""
-        latencies = tuple(Latency(**latency) for latency in content["latencies"])
-        sequences = {"uncounted": tuple(content["uncounted"]), "input_shape": tuple(content["input_shape"])}
-        return cls(**{**content, **sequences, "latencies": latencies})
+        """Rebuild what ``to_dict`` returned, also after a round trip through JSON, and from older versions.
+
+        Raises:
+            ConfigurationError: there are fields that no version has.
+        """
+        if unknown := content.keys() - {field.name for field in fields(cls)}:
+            raise ConfigurationError(f"a footprint has no {', '.join(sorted(unknown))}")
+        training, variants = content.get("training"), content.get("variants")
+        built = {
+            "uncounted": tuple(content["uncounted"]),
+            "input_shape": tuple(content["input_shape"]),
+            "latencies": tuple(Latency(**each) for each in content["latencies"]),
+            "layers": tuple(
+                LayerCost(**{**each, "output_shape": tuple(each["output_shape"])}) for each in content.get("layers", ())
+            ),
+            "training": TrainingMemory(**training) if training else None,
+            "variants": VariantComparison.from_dict(variants) if variants else None,
+            "left_out": tuple(content.get("left_out", ())),
+        }
+        return cls(**{**content, **built})
 
     def rows(self) -> list[list[Any]]:
         """Return one row per batch size under ``columns``; without latencies one row that ends in None."""
@@ -106,12 +146,34 @@ class Footprint:
         return [shared + row for row in timed or [[None] * len(self._timed)]]
 
     def scalars(self) -> dict[str, float]:
-        """Return a flat dict for loggers; latencies read ``latency_ms_p50_b8`` for a batch of 8."""
+        """Return a flat dict for loggers; latencies read ``latency_ms_p50_b8`` for a batch of 8.
+
+        With several numbers of threads, the first keeps these names and the others end in ``_t2`` and the like.
+        """
         keys = ("parameters", "trainable_parameters", "bytes", "bytes_on_disk", "macs", "flops", "peak_memory_bytes")
         values: dict[str, float] = {key: getattr(self, key) for key in keys}
         for latency in self.latencies:
-            batch = f"b{latency.batch_size}"
+            more = f"_t{latency.threads}" if latency.threads != self.latencies[0].threads else ""
+            batch = f"b{latency.batch_size}{more}"
             values[f"latency_ms_p50_{batch}"] = latency.p50_ms
             values[f"latency_ms_p95_{batch}"] = latency.p95_ms
             values[f"throughput_{batch}"] = latency.throughput
+        return values | {key: value for key, value in self._more_scalars().items() if value is not None}
+
+    def _more_scalars(self) -> dict[str, float | None]:
+        values = {key: getattr(self, key) for key in ("read_bytes", "written_bytes", "arithmetic_intensity")}
+        values["energy_mj"] = self.energy_mj
+        if self.training:
+            values["training_peak_bytes"] = self.training.peak_bytes
+            values["training_saved_bytes"] = self.training.saved_bytes
+        for variant in self.variants.rows if self.variants else ():
+            for timing in variant.timings:
+                values[f"time_ratio_{variant.name}_b{timing.batch_size}"] = timing.ratio
         return values
+
+
+def _lists(tree: Any) -> Any:
+    """Turn tuples into lists, as JSON has them."""
+    if isinstance(tree, dict):
+        return {key: _lists(value) for key, value in tree.items()}
+    return [_lists(each) for each in tree] if isinstance(tree, list | tuple) else tree

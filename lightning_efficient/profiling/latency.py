@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.benchmark import timer
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.profiling.budget import TimeBudget
 from lightning_efficient.profiling.footprint import Latency
 from lightning_efficient.profiling.inputs import arguments, device_of, dtype_of, rebatch, to_device
 from lightning_efficient.profiling.undisturbed import undisturbed
@@ -23,6 +24,8 @@ _AUTOCAST = {
     "16": torch.float16,
 }
 MIN_RUNS = 10
+LEAST_RUNS = 3
+"""Timed calls where the time is limited."""
 _TRUE = {torch.float64: "64-true", torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 
 
@@ -30,14 +33,15 @@ def measure_latency(
     module: nn.Module,
     example: Any,
     batch_sizes: Sequence[int] = (1,),
-    threads: int | None = None,
+    threads: int | Sequence[int] | None = None,
     min_run_time: float = 0.5,
     warmup: int = 5,
     precision: str | None = None,
+    budget: TimeBudget | None = None,
 ) -> tuple[Latency, ...]:
-    """Time the forward pass in evaluation and inference mode at several batch sizes.
+    """Time the forward pass in evaluation and inference mode at several batch sizes and numbers of threads.
 
-    Takes about ``min_run_time`` seconds and the warm-up for each batch size. On an accelerator every reading of the
+    Takes about ``min_run_time`` seconds and the warm-up for each combination. On an accelerator every reading of the
     clock waits for the device. To compare two models, interleave their measurements in one process.
 
     Args:
@@ -45,13 +49,15 @@ def measure_latency(
         example: Input with the batch in dimension 0: a tensor, a tuple of positional arguments, or a mapping of
             keyword arguments. Its first sample is repeated to each batch size.
         batch_sizes: Samples per forward pass, one measurement for each.
-        threads: Intra-op threads of torch; None keeps the current number.
+        threads: Intra-op threads of torch, one number or several; None keeps the current number.
         min_run_time: Seconds of measuring for each batch size.
         warmup: Forward passes before the first measurement of each batch size.
         precision: ``"bf16-mixed"`` or ``"16-mixed"`` to run under autocast; None runs the module as it is.
+        budget: Seconds for all together: each combination gets its share, down to 3 forward passes after 1 as a
+            warm-up, and what does not fit is left out and written down in the budget.
 
     Returns:
-        One ``Latency`` per batch size, in the order given.
+        One ``Latency`` per number of threads and batch size, in the order given.
 
     Raises:
         ConfigurationError: a number is out of range or the precision is unknown.
@@ -62,31 +68,73 @@ def measure_latency(
         True
     """
     check_options(batch_sizes, threads, min_run_time, warmup, precision)
-    threads, device = threads or torch.get_num_threads(), device_of(module)
-    conditions = {"warmup": warmup, "threads": threads, "device": str(device), "precision": _words(module, precision)}
-    latencies = []
+    device, budget = device_of(module), budget or TimeBudget()
+    conditions = {"device": str(device), "precision": _words(module, precision)}
+    cells = [(number, size) for number in thread_counts(threads) for size in batch_sizes]
+    latencies: list[Latency] = []
     with undisturbed(module), torch.inference_mode(), _autocast(device, precision), _current(device):
         module.eval()
-        torch.set_num_threads(threads)
-        for batch_size in batch_sizes:
-            args, kwargs = arguments(to_device(rebatch(example, batch_size), device))
-            for _ in range(warmup):
-                module(*args, **kwargs)
-            seconds = _seconds_of_calls(partial(module, *args, **kwargs), min_run_time)
-            latencies.append(_latency(batch_size, seconds, conditions))
+        for place, (number, size) in enumerate(cells):
+            what = f"latency at batch {size}, threads {number}"
+            if not budget.suffices(what, _forecast(latencies, size)):
+                continue
+            budget.tell(what)
+            torch.set_num_threads(number)
+            args, kwargs = arguments(to_device(rebatch(example, size), device))
+            limit = budget.share(len(cells) - place, most=float("inf"))
+            calls = _Calls(partial(module, *args, **kwargs), limit)
+            calls.warm_up(warmup)
+            if not budget.suffices(what, (LEAST_RUNS - 1) * calls.last):
+                continue
+            calls.measure(min(min_run_time, limit))
+            latencies.append(_latency(size, calls.seconds, {"warmup": calls.warmed, "threads": number, **conditions}))
     return tuple(latencies)
 
 
-def _seconds_of_calls(call: Callable[[], object], min_run_time: float) -> list[float]:
-    # blocked_autorange would time a fast model in blocks, whose means have no percentiles
-    seconds: list[float] = []
-    spent = 0.0
-    while spent < min_run_time or len(seconds) < MIN_RUNS:
+def thread_counts(threads: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the numbers of threads that are asked for; None means the current one."""
+    if threads is None:
+        return (torch.get_num_threads(),)
+    return (threads,) if isinstance(threads, int) else tuple(threads)
+
+
+def _forecast(measured: Sequence[Latency], batch_size: int) -> float:
+    """Return the seconds of the fewest calls at a batch size, judged by a smaller one."""
+    smaller = [each.p50_ms * batch_size / each.batch_size for each in measured if each.batch_size <= batch_size]
+    return LEAST_RUNS * min(smaller, default=0.0) / 1000
+
+
+class _Calls:
+    """Times a call again and again, within a limit of seconds for all its calls."""
+
+    def __init__(self, call: Callable[[], object], limit: float) -> None:
+        self._call = call
+        self._end = timer() + limit
+        self.limited = limit < float("inf")
+        self.seconds: list[float] = []
+        self.warmed = 0
+        self.last = 0.0
+
+    def warm_up(self, times: int) -> None:
+        while self.warmed < times and not (self.warmed and self.limited and timer() + self.last > self._end):
+            self._timed()
+            self.warmed += 1
+
+    def measure(self, min_run_time: float) -> None:
+        # blocked_autorange would time a fast model in blocks, whose means have no percentiles
+        spent = 0.0
+        while not self._up() and (spent < min_run_time or len(self.seconds) < MIN_RUNS):
+            self.seconds.append(self._timed())
+            spent += self.last
+
+    def _up(self) -> bool:
+        return self.limited and len(self.seconds) >= LEAST_RUNS and timer() + self.last > self._end
+
+    def _timed(self) -> float:
         start = timer()
-        call()
-        seconds.append(timer() - start)
-        spent += seconds[-1]
-    return seconds
+        self._call()
+        self.last = timer() - start
+        return self.last
 
 
 def _latency(batch_size: int, seconds: list[float], conditions: dict[str, Any]) -> Latency:
@@ -104,12 +152,16 @@ def _latency(batch_size: int, seconds: list[float], conditions: dict[str, Any]) 
 
 
 def check_options(
-    batch_sizes: Sequence[int], threads: int | None, min_run_time: float, warmup: int, precision: str | None
+    batch_sizes: Sequence[int],
+    threads: int | Sequence[int] | None,
+    min_run_time: float,
+    warmup: int,
+    precision: str | None,
 ) -> None:
     """Raise ``ConfigurationError`` for options that ``measure_latency`` cannot work with."""
     if any(size < 1 for size in batch_sizes):
         raise ConfigurationError(f"batch sizes must be 1 or more, got {list(batch_sizes)}")
-    if threads is not None and threads < 1:
+    if threads is not None and not all(number >= 1 for number in thread_counts(threads)):
         raise ConfigurationError(f"threads must be 1 or more, or None for the current number, got {threads}")
     if min_run_time <= 0 or warmup < 0:
         message = f"min_run_time must be positive and warmup 0 or more, got {min_run_time} and {warmup}"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_efficient.profiling.inputs import arguments, device_of, first_tensor, to_device
+from lightning_efficient.profiling.layers import LayerCost, LayerRecorder
 from lightning_efficient.profiling.undisturbed import decomposing, uncompiled, undisturbed
 
 # their weights are looked up or scale elementwise, which no convention counts as a multiply-accumulate
@@ -31,12 +32,14 @@ class MacCount:
         by_module: MACs of every submodule that has some, its children's included, by dotted name.
         uncounted: Submodules that own weights of two or more dimensions, ran, and count nothing. A module whose
             children are counted passes as counted.
+        layers: What each module does itself, in the order of the forward: their MACs add up to ``macs``.
     """
 
     macs: int
     flops: int
     by_module: Mapping[str, int]
     uncounted: tuple[str, ...]
+    layers: tuple[LayerCost, ...] = ()
 
 
 def count_macs(module: nn.Module, example: Any) -> MacCount:
@@ -63,46 +66,45 @@ def count_macs(module: nn.Module, example: Any) -> MacCount:
     """
     module, batch_size = uncompiled(module), len(first_tensor(example))
     try:
-        counter, ran = _run(module, example, _on_meta)
+        counter, recorder = _run(module, example, _on_meta)
     except Exception:  # whatever meta tensors cannot do; an error of the forward itself comes back from the second run
-        counter, ran = _run(module, to_device(example, device_of(module)), _as_it_is)
+        counter, recorder = _run(module, to_device(example, device_of(module)), _as_it_is)
     root = f"{type(module).__name__}."
     per_sample = {name: _macs(counts, batch_size) for name, counts in counter.get_flop_counts().items()}
     by_module = {name.removeprefix(root): macs for name, macs in per_sample.items() if name.startswith(root) and macs}
     total = per_sample.get("Global", 0)
     counted = {*by_module, *([""] if total else [])}
-    return MacCount(total, 2 * total, by_module, tuple(_uncounted(module, ran, counted)))
+    uncounted = tuple(_uncounted(module, recorder.ran, counted))
+    return MacCount(total, 2 * total, by_module, uncounted, recorder.layers(batch_size))
 
 
 def _macs(counts: Mapping[Any, int], batch_size: int) -> int:
     return round(sum(counts.values()) / (2 * batch_size))
 
 
-def _run(module: nn.Module, example: Any, call: Callable[[nn.Module, Any], Any]) -> tuple[FlopCounterMode, set[int]]:
-    """Return the counter and the ids of the modules that ran."""
-    ran: set[int] = set()
+def _run(
+    module: nn.Module, example: Any, prepared: Callable[[nn.Module, Any], Callable[[], object]]
+) -> tuple[FlopCounterMode, LayerRecorder]:
     with undisturbed(module), decomposing(), _open_kernels():
         module.eval()
-        note = register_module_forward_pre_hook(lambda submodule, inputs: ran.add(id(submodule)))
-        try:
-            with FlopCounterMode(display=False) as counter:
-                call(module, example)
-        finally:
-            note.remove()
-    return counter, ran
+        counter = FlopCounterMode(display=False)
+        recorder, call = LayerRecorder(module, counter), prepared(module, example)
+        with counter, recorder:
+            call()
+    return counter, recorder
 
 
-def _on_meta(module: nn.Module, example: Any) -> None:
+def _on_meta(module: nn.Module, example: Any) -> Callable[[], object]:
     def stand_in(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device="meta", requires_grad=False)
 
     tensors = {name: stand_in(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    functional_call(module, tensors, *arguments(to_device(example, "meta")))
+    return partial(functional_call, module, tensors, *arguments(to_device(example, "meta")))
 
 
-def _as_it_is(module: nn.Module, example: Any) -> None:
+def _as_it_is(module: nn.Module, example: Any) -> Callable[[], object]:
     args, kwargs = arguments(example)
-    module(*args, **kwargs)
+    return partial(module, *args, **kwargs)
 
 
 def _uncounted(module: nn.Module, ran: set[int], counted: set[str]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,11 +38,11 @@ def peak_memory(module: nn.Module, example: Any) -> tuple[int, str]:
     """
     module, device = uncompiled(module), device_of(module)
     args, kwargs = arguments(to_device(example, device))
-    resident = [*module.parameters(), *module.buffers(), *_tensors((args, kwargs))]
+    resident = [*module.parameters(), *module.buffers(), *tensors_of((args, kwargs))]
     with undisturbed(module), decomposing():
         module.eval()
         if device.type == "cuda":
-            return _allocated(module, args, kwargs, resident, device), "cuda allocator"
+            return allocated(partial(module, *args, **kwargs), resident, device), "cuda allocator"
         with LiveTensors(resident) as live:
             module(*args, **kwargs)
         return live.peak, "live tensors"
@@ -61,7 +62,7 @@ class LiveTensors(TorchDispatchMode):
 
     def __init__(self, resident: Iterable[Tensor]) -> None:
         super().__init__()
-        self._resident = _storages(resident)
+        self._resident = storages(resident)
         self._alive: dict[int, weakref.finalize[..., Any]] = {}
         self._bytes = self.peak = sum(storage.nbytes() for storage in self._resident.values())
 
@@ -69,7 +70,7 @@ class LiveTensors(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for key, storage in _storages(_tensors(result)).items():
+        for key, storage in storages(tensors_of(result)).items():
             if key not in self._resident and key not in self._alive:
                 self._alive[key] = weakref.finalize(storage, self._freed, key, storage.nbytes())
                 self._bytes += storage.nbytes()
@@ -86,22 +87,23 @@ class LiveTensors(TorchDispatchMode):
         self._bytes -= size
 
 
-def _allocated(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], resident: Iterable[Tensor], device: torch.device
-) -> int:
+def allocated(call: Callable[[], object], resident: Iterable[Tensor], device: torch.device) -> int:
+    """Return the bytes of ``resident`` tensors and the most that a call allocates on CUDA beside them."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    module(*args, **kwargs)
+    call()
     torch.cuda.synchronize(device)
     grown = torch.cuda.max_memory_allocated(device) - before
-    return grown + sum(storage.nbytes() for storage in _storages(resident).values())
+    return grown + sum(storage.nbytes() for storage in storages(resident).values())
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Return the dense tensors of nested arguments."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return {storage._cdata: storage for storage in storages}
+def storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+    """Return the memory of tensors by its identity, what they share once."""
+    found = (tensor.untyped_storage() for tensor in tensors)
+    return {storage._cdata: storage for storage in found}

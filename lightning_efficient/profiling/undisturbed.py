@@ -55,7 +55,20 @@ def uncompiled(module: nn.Module) -> nn.Module:
 def decomposing() -> Iterator[None]:
     """Show every operator of a forward pass to a dispatch mode: nothing compiled, no gradients, no inference mode."""
     # inference mode hands composite operators over in one piece
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.no_grad(), _eager():
+        yield
+
+
+@contextmanager
+def training_eagerly() -> Iterator[None]:
+    """Show a training step to a dispatch mode: nothing compiled, gradients on."""
+    with torch.inference_mode(False), torch.enable_grad(), _eager():
+        yield
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using `torch.compile")
         # nothing is compiled before dynamo is loaded, and loading it takes seconds
         with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():

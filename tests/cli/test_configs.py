@@ -20,7 +20,7 @@ def test_ls_says_what_each_config_is(command: Command) -> None:
 
 
 def test_cat_prints_the_file_as_it_is(command: Command) -> None:
-    assert command("configs", "cat", "trainer/ddp2").out == find("trainer/ddp2").read_text()
+    assert command("configs", "cat", "trainer/ddp").out == find("trainer/ddp").read_text()
 
 
 def test_cp_writes_a_file_that_can_be_given_back(command: Command, tmp_path: Path) -> None:
@@ -30,8 +30,8 @@ def test_cp_writes_a_file_that_can_be_given_back(command: Command, tmp_path: Pat
 
 
 def test_cp_into_the_current_folder_keeps_the_name(command: Command, tmp_path: Path) -> None:
-    assert command("configs", "cp", "trainer/ddp2").out == "ddp2.yaml\n"
-    assert yaml.safe_load((tmp_path / "ddp2.yaml").read_text())["trainer"]["devices"] == 2
+    assert command("configs", "cp", "trainer/ddp").out == "ddp.yaml\n"
+    assert yaml.safe_load((tmp_path / "ddp.yaml").read_text())["trainer"]["devices"] == 2
 
 
 def test_cp_overwrites_only_when_told(command: Command, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_cp_overwrites_only_when_told(command: Command, tmp_path: Path) -> None:
     [
         (["cat", "quickstat"], "no file and no shipped config is named 'quickstat'. Did you mean 'quickstart'?"),
         (["cp", "logger/wandbb"], "Did you mean 'logger/wandb'?"),
-        (["check", "trainer/ddp"], "Did you mean 'trainer/ddp2'"),
+        (["check", "trainer/dpp"], "Did you mean 'trainer/ddp'"),
         (["lss"], "invalid choice: 'lss'"),
         ([], "the following arguments are required: ls | cat | cp | check"),
         (["cat"], "the following arguments are required: name"),

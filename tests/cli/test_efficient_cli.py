@@ -35,7 +35,7 @@ def test_a_logger_fragment_is_added_to_that_of_the_experiment(parse: Parse) -> N
 
 
 def test_later_configs_change_only_what_they_name(parse: Parse) -> None:
-    alone, together = parse("--config", "quickstart"), parse("--config", "quickstart", "-c", "trainer/ddp2")
+    alone, together = parse("--config", "quickstart"), parse("--config", "quickstart", "-c", "trainer/ddp")
     assert (together.trainer.strategy, together.trainer.devices) == ("ddp", 2)
     assert (alone.trainer.strategy, alone.trainer.devices) == ("auto", 1)
     assert together.trainer.max_epochs == alone.trainer.max_epochs

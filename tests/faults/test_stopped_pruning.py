@@ -1,0 +1,26 @@
+"""A run that prunes is killed between two rounds, and goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_stopped_runs import whole_and_killed
+
+COMMON = {"sparsity": 0.6, "saliency": "first_order", "end": 0.6, "rounds": 3, "measure": "false"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"regrowth": 0.2}, {"structure": "channels"}], ids=["weights", "channels"])
+def test_a_pruned_classifier_resumes_between_two_rounds_after_a_kill(
+    fit: Callable[..., Any], more: dict[str, Any]
+) -> None:
+    options = [f"--trainer.callbacks.{name}={value}" for name, value in {**COMMON, **more}.items()]
+    ends = whole_and_killed(fit, "tiny_pruned.yaml", "--trainer.callbacks+=GradualPruning", *options)
+    one, other = (end["callbacks"]["GradualPruning[pruning]"] for end in ends)
+    assert [entry["step"] for entry in one["history"]] == [3, 6, 9]
+    assert one["history"] == other["history"]
+    assert one["keep"].keys() == other["keep"].keys()
+    assert all(torch.equal(bits, other["keep"][name]) for name, bits in one["keep"].items())
