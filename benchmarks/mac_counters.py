@@ -99,7 +99,11 @@ def study(models: Sequence[str]) -> list[dict[str, Any]]:
 def report(rows: Sequence[Mapping[str, Any]]) -> None:
     others = [counter for counter in COUNTERS if counter != OURS]
     cells = [
-        [row["model"], f"{row['macs'][OURS] / 1e6:.1f} M", *(f"{100 * row['deviation'][name]:+.2f} %" for name in others)]
+        [
+            row["model"],
+            f"{row['macs'][OURS] / 1e6:.1f} M",
+            *(f"{100 * row['deviation'][name]:+.2f} %" for name in others),
+        ]
         for row in rows
     ]
     table("MACs of one image of 224 x 224, and by how much other counters differ", ["model", OURS, *others], cells)

@@ -12,13 +12,14 @@ LABELS = 60
 
 
 def pruning_figure(
-    layers: Sequence[Sequence[Any]], history: Sequence[Mapping[str, float]], what: str = "weights"
+    layers: Sequence[Sequence[Any]], history: Sequence[Mapping[str, float]], last_step: int, what: str = "weights"
 ) -> Figure:
     """Draw the share of each layer that is kept as bars, above the sparsity over the steps.
 
     Args:
         layers: Rows of name, size, number kept and share kept.
         history: Steps and sparsities of the rounds.
+        last_step: At which training ended.
         what: What is counted.
     """
     from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ def pruning_figure(
     upper.set_xlabel(f"share of the {what} that is kept")
     steps = [0.0, *(entry["step"] for entry in history)]
     sparsities = [0.0, *(entry["sparsity"] for entry in history)]
-    lower.step(steps, sparsities, where="post", color="tab:orange")
+    lower.step([*steps, last_step], [*sparsities, sparsities[-1]], where="post", color="tab:orange")
     lower.plot(steps[1:], sparsities[1:], ".", color="tab:orange")
     lower.set_xlim(left=0)
     lower.set_ylim(0, 1)

@@ -42,7 +42,7 @@ def channel_costs(pruner: Pruner, module: LightningModule, example: Tensor | Non
     """Return the channels that are left, and the MACs if there is an example; nothing where weights were pruned."""
     if not isinstance(pruner.units, ChannelUnits):
         return {}
-    costs = {"channels": sum(int(mask.sum()) for mask in pruner.keep.values())}
+    costs: dict[str, float] = {"channels": sum(int(mask.sum()) for mask in pruner.keep.values())}
     smaller = None if example is None else without_channels(pruner, module)
     return costs if smaller is None else {**costs, "macs": count_macs(smaller, example).macs}
 
@@ -73,7 +73,7 @@ def report(
     found |= measured
     columns, rows = _layers(pruner)
     log_table(trainer, f"{name}/{name}_layers", columns, rows)
-    log_figure(trainer, f"{name}/{name}", lambda: pruning_figure(rows, history, columns[1]))
+    log_figure(trainer, f"{name}/{name}", lambda: pruning_figure(rows, history, trainer.global_step, columns[1]))
     ratios = {f"{name}/{key}": value for key, value in measured.items() if key.startswith("latency_ratio")}
     if ratios:
         log_scalars(trainer, ratios)

@@ -21,6 +21,7 @@ FLOAT = "float"
 """What the network before is called; the first of those that are timed."""
 
 _FEWEST, _MOST = 10, 1000
+_SPREAD = torch.tensor([0.1, 0.5, 0.9])
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Timed:
         batch_size: Samples of a batch.
         ms: Median of a forward pass in milliseconds.
         speed_up: Median over the rounds of the float network's time over this one's, both compiled or both not.
-        speed_up_over_eager: The same over the float network that is not compiled.
+        low: The 10th percentile of that ratio.
+        high: The 90th percentile of that ratio.
+        speed_up_over_eager: The median over the float network that is not compiled.
         rounds: How many were timed.
     """
 
@@ -42,6 +45,8 @@ class Timed:
     batch_size: int
     ms: float
     speed_up: float
+    low: float
+    high: float
     speed_up_over_eager: float
     rounds: int
 
@@ -130,7 +135,8 @@ def _compiled(
     except ConfigurationError as error:
         return {}, str(error)
     except Exception as error:  # a compiler may fail in many ways, and what is not compiled can still be timed
-        return {}, f"torch.compile failed ({str(error).strip().splitlines()[0]})"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return {}, f"nothing is compiled, torch.compile failed: {reason}"
     return calls, None
 
 
@@ -152,8 +158,9 @@ def _rows(
     rows = []
     for name, compiled in calls:
         own = seconds[f"{name}/{compiled}"]
-        alike, eager = ((seconds[f"{FLOAT}/{mode}"] / own).median().item() for mode in (compiled, False))
-        rows.append(Timed(name, compiled, len(batch), 1000 * own.median().item(), alike, eager, rounds))
+        low, alike, high = (seconds[f"{FLOAT}/{compiled}"] / own).quantile(_SPREAD).tolist()
+        eager = (seconds[f"{FLOAT}/False"] / own).median().item()
+        rows.append(Timed(name, compiled, len(batch), 1000 * own.median().item(), alike, low, high, eager, rounds))
     return rows
 
 
@@ -162,8 +169,8 @@ def slower(rows: Iterable[Timed]) -> list[str]:
     rows = list(rows)
     deployed = any(row.compiled for row in rows)
     return [
-        f"{row.name} is slower than float here, batch size {row.batch_size}, {'compiled' if deployed else 'eager'}: "
-        f"{row.speed_up:.2f} times its speed"
+        f"{row.name} is slower than float here (batch {row.batch_size}, {'compiled' if deployed else 'eager'}): "
+        f"{row.speed_up:.2f}x its speed"
         for row in rows
         if row.compiled == deployed and row.name != FLOAT and row.speed_up < 1
     ]

@@ -75,8 +75,8 @@ def write_ranges(network: nn.Module, ranges: Mapping[str, list[Tensor]], name: s
             for mine, kept in zip(limits, ranges[key], strict=True):
                 mine.copy_(kept)
         for module in _fake_quantizers(network).values():
-            limits = _ends(module)
-            if limits is None or not _are_known(*limits):
+            ends = _ends(module)
+            if ends is None or not _are_known(*ends):
                 continue
             scale, zero_point = module.activation_post_process.calculate_qparams()
             module.scale.resize_(scale.shape).copy_(scale)
@@ -88,13 +88,13 @@ def _fake_quantizers(network: nn.Module) -> dict[str, Any]:
 
 
 def _ends(module: Any) -> tuple[Any, Any] | None:
-    observer = getattr(module, "activation_post_process", None)
+    observer: Any = getattr(module, "activation_post_process", None)
     return (observer.min_val, observer.max_val) if all(hasattr(observer, limit) for limit in _LIMITS) else None
 
 
 def _limits(network: nn.Module) -> dict[str, tuple[Any, Any]]:
-    found = {name: _ends(module) for name, module in _fake_quantizers(network).items()}
-    return {name: ends for name, ends in found.items() if ends is not None}
+    found = ((name, _ends(module)) for name, module in _fake_quantizers(network).items())
+    return {name: ends for name, ends in found if ends is not None}
 
 
 def _are_known(low: Tensor, high: Tensor) -> bool:

@@ -16,30 +16,38 @@ from torch import Tensor
 from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.profiling import Footprint, profile_module, undisturbed
+from lightning_efficient.profiling.budget import TimeBudget
 from lightning_efficient.profiling.inputs import arguments, random_example, rebatch
 from lightning_efficient.profiling.latency import check_options
-from lightning_efficient.reporting import log_scalars, log_table, model_name, run_dir
+from lightning_efficient.profiling.variants import variant_names
+from lightning_efficient.reporting import log_figure, log_scalars, log_table, model_name, run_dir
+from lightning_efficient.reporting.footprint import footprint_figure
 
 _WHEN = ("fit_end", "fit_start", "both")
 _AUTOCAST = ("bf16-mixed", "16-mixed")
 
 
 class LatencyProfiler(Callback):
-    """Log parameters, bytes, MACs, peak memory and latency of the module's ``forward``.
+    """Log parameters, bytes, MACs, memory, memory traffic and latency of the module's ``forward``.
 
     One sample is taken from the first batch; after that a step costs nothing. The measurement takes about
-    ``min_run_time_s`` for each batch size, runs on the first rank in the Trainer's precision while the others wait,
-    and leaves the module and all random states as they were. It is logged as ``profile/...``, as a table, and as
-    ``profile.json`` in the run folder. Without a fit it runs at the end of testing.
+    ``min_run_time_s`` for each batch size and number of threads, runs on the first rank in the Trainer's precision
+    while the others wait, and leaves the module and all random states as they were. It is logged as ``profile/...``,
+    as a table and a picture, and as ``profile.json`` and ``profile.png`` in the run folder; the JSON has the costs of
+    every layer. Without a fit it runs at the end of testing. A ``fast_dev_run`` makes no variants.
 
     Args:
         batch_sizes: Batch sizes for the latency.
-        threads: Intra-op threads of torch for the latency; None keeps the current number.
-        min_run_time_s: Seconds of timing for each batch size.
+        threads: Intra-op threads of torch for the latency, one number or several; None keeps the current number.
+        min_run_time_s: Seconds of timing for each batch size, number of threads and variant.
         input_shape: Shape of one sample, such as ``(3, 224, 224)``, to use instead of a sample from the data.
         when: ``"fit_end"``, ``"fit_start"`` (at the first training batch) or ``"both"``.
         input: Which part of a batch goes into ``forward``: a key of a dict batch, or a function of the batch. By
             default the batch itself if it is a tensor, and the first element of a tuple or list.
+        layers: How many of the layers with most MACs get a bar in the picture; 0 draws none.
+        variants: Also compare with other forms of the module, see ``compare_variants``; ``"all"`` means all.
+        training_memory: Also measure the memory of a training step, at the largest batch size and at least 2 samples.
+        time_budget_s: Seconds for the whole measurement; what does not fit is told in a warning.
 
     Attributes:
         footprint: The last ``Footprint`` measured, None before the first and on other ranks than the first.
@@ -56,22 +64,33 @@ class LatencyProfiler(Callback):
     def __init__(
         self,
         batch_sizes: Sequence[int] = (1,),
-        threads: int | None = None,
+        threads: int | Sequence[int] | None = None,
         min_run_time_s: float = 0.5,
         input_shape: Sequence[int] | None = None,
         when: Literal["fit_end", "fit_start", "both"] = "fit_end",
         input: str | Callable[[Any], Any] | None = None,
+        layers: int = 15,
+        variants: Sequence[str] = (),
+        training_memory: bool = False,
+        time_budget_s: float | None = None,
     ) -> None:
         if when not in _WHEN:
             message = f"LatencyProfiler: when must be one of {list(_WHEN)}, got {when!r}.{did_you_mean(when, _WHEN)}"
             raise ConfigurationError(message)
         check_options(batch_sizes, threads, min_run_time_s, warmup=0, precision=None)
+        if layers < 0:
+            raise ConfigurationError(f"LatencyProfiler: layers must be 0 or more, got {layers}")
+        TimeBudget(time_budget_s)  # refuses what is not above 0
         self.batch_sizes = tuple(batch_sizes)
         self.threads = threads
         self.min_run_time_s = min_run_time_s
         self.input_shape = input_shape
         self.when = when
         self.input = input
+        self.layers = layers
+        self.variants = variant_names(variants)
+        self.training_memory = training_memory
+        self.time_budget_s = time_budget_s
         self.footprint: Footprint | None = None
         self._sample: Any = None
         self._due = False
@@ -100,6 +119,9 @@ class LatencyProfiler(Callback):
             threads=self.threads,
             min_run_time=min(self.min_run_time_s, 0.01) if rehearsal else self.min_run_time_s,
             precision=precision,
+            training=self.training_memory,
+            variants=() if rehearsal else self.variants,
+            time_budget_s=self.time_budget_s,
         )
         return self.footprint
 
@@ -151,8 +173,12 @@ class LatencyProfiler(Callback):
                 rank_zero_warn(
                     f"LatencyProfiler: the MACs leave out {', '.join(footprint.uncounted)}: no known formula"
                 )
+            if footprint.left_out:
+                rank_zero_warn(f"LatencyProfiler: left out: {'; '.join(footprint.left_out)}")
             log_scalars(trainer, {f"profile/{key}": value for key, value in footprint.scalars().items()})
             log_table(trainer, "profile", footprint.columns, footprint.rows())
+            if self.layers:
+                log_figure(trainer, "profile", lambda: footprint_figure(footprint, self.layers))
             if not is_rehearsal(trainer):
                 _write(run_dir(trainer) / "profile.json", footprint)
         trainer.strategy.barrier("LatencyProfiler")

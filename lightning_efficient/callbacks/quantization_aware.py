@@ -82,8 +82,8 @@ class QuantizationAware(Callback):
         name: str = "quantization",
     ) -> None:
         for option, value, low in (("begin", begin, "0 <="), ("freeze_ranges", freeze_ranges, "0 <")):
-            fits = isinstance(value, int | float) and 0 <= value <= 1 and (option == "begin" or value > 0)
-            if not fits:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 <= value <= 1 and (low == "0 <=" or value > 0)):
                 raise ConfigurationError(
                     f"QuantizationAware: {option} is {value!r}; it must be a share of the steps, {low} {option} <= 1"
                 )
@@ -107,8 +107,9 @@ class QuantizationAware(Callback):
         self._applied: tuple[bool, bool] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the networks out of copies."""
-        return {**vars(self), "quantized": None, "_aware": None, "_applied": None}
+        """Leave the networks out of copies, also that of the module whose ``log`` Lightning lends."""
+        own = {key: value for key, value in vars(self).items() if key not in ("log", "log_dict")}
+        return {**own, "quantized": None, "_aware": None, "_applied": None}
 
     @property
     def state_key(self) -> str:

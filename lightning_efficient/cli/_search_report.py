@@ -14,7 +14,7 @@ from lightning_efficient.cli.search_space import SearchSpace, names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
+    from rich.console import Group
 
 MOST_ROWS = 10
 
@@ -59,10 +59,12 @@ def _standing(trial: Finished, trials: Sequence[Finished], aims: Aims) -> str:
     return f"best {shown(best[0].values[aims.names[0]])} of trial {best[0].number}"
 
 
-def table(trials: Sequence[Finished], aims: Aims, space: SearchSpace) -> Table:
+def table(trials: Sequence[Finished], aims: Aims, space: SearchSpace) -> Group:
     """Return the front, or the best trials of one objective, as a table."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     rows = ranked(trials, aims)
     if len(aims.names) > 1:
@@ -71,15 +73,15 @@ def table(trials: Sequence[Finished], aims: Aims, space: SearchSpace) -> Table:
         title = f"best by {aims.names[0]}: {min(MOST_ROWS, len(rows))} of {_count(trials)}"
         rows = rows[:MOST_ROWS]
     names = names_of(space.parameters)
-    page = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    page = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("trial", *aims.shown):
-        page.add_column(column, justify="right")
-    for name in names.values():
-        page.add_column(name, overflow="fold")
+        page.add_column(column, justify="right", no_wrap=True)
+    for parameter in space.parameters:  # numbers stay whole, and names are folded where the terminal is narrow
+        page.add_column(names[parameter.key], overflow="fold", no_wrap=not parameter.choices)
     for trial in rows:
         values = [shown(trial.values[name]) if name in trial.values else "" for name in aims.shown]
         page.add_row(str(trial.number), *values, *(shown(trial.chosen.get(key, "")) for key in names))
-    return page
+    return Group(Text(title), page)  # the title of a table is folded at its width
 
 
 def _count(trials: Sequence[Finished]) -> str:
@@ -168,12 +170,14 @@ def history_figure(trials: Sequence[Finished], aims: Aims) -> Figure:
         best.append(value if not best else max(best[-1], value) if more else min(best[-1], value))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.step(numbers, best, where="post", color="tab:blue", label="best so far")
+    if best:
+        last = trials[-1].number
+        axes.step([*numbers, last], [*best, best[-1]], where="post", color="tab:blue", label="best so far")
     axes.scatter(numbers, values, color="tab:blue", s=24, label="trial", zorder=3)
     pruned = [trial.number for trial in trials if trial.state == "pruned"]
-    if pruned and values:
-        floor = min(values) if more else max(values)
-        axes.scatter(pruned, [floor] * len(pruned), color="tab:grey", marker="x", label="pruned")
+    if pruned:  # they have no value: at the foot of the picture
+        foot = axes.get_xaxis_transform()
+        axes.scatter(pruned, [0.02] * len(pruned), color="tab:grey", marker="x", label="pruned", transform=foot)
     axes.set(xlabel="trial", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -125,7 +125,6 @@ def run_trial(job: TrialJob, link: Connection) -> None:
     The last message over ``link`` has the kind ``done``, ``pruned`` or ``failed``; without one the process has died.
     """
     global _LINK, _PROFILE_EARLY
-    os.setpgid(0, 0)  # the search stops and ends this process with all that it starts
     if job.threads and "OMP_NUM_THREADS" not in os.environ:
         import torch
 

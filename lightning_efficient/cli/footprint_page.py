@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +21,7 @@ from lightning_efficient.reporting.footprint import footprint_figure, shortened
 
 PICTURES = (".png", ".pdf", ".svg")
 _LONGEST_NAME = 30
+_WIDTH = 80
 _BAR = 14
 
 
@@ -39,7 +40,8 @@ def footprint_page(footprint: Footprint, layers: int = 0) -> Group:
         parts.append(_speed(footprint.latencies))
     if footprint.variants:
         parts.append(_variants(footprint.variants))
-    return Group(*parts, *(Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in _notes(footprint)))
+    lines = [line for note in _notes(footprint) for line in wrap(note, _WIDTH - 2)]
+    return Group(*parts, *(Text(f"  {line}", style="dim") for line in lines))
 
 
 def _size(footprint: Footprint) -> Table:

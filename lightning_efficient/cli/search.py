@@ -130,7 +130,7 @@ class _Search:
         self.base = parsed(options.fit)
         self.space = self.base.fitted(space)
         self.protocol = Protocol(options.latency_batch, options.threads) if self.aims.profiled else None
-        name = Path(options.config[-1]).stem if options.config else "fit"
+        name = Path(options.config[-1]).stem if options.config and "{" not in options.config[-1] else "fit"
         self.out = options.out or Path("runs") / "search" / name
         (self.out / "trials").mkdir(parents=True, exist_ok=True)
         self.study = self._open_study()

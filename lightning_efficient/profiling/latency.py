@@ -84,7 +84,7 @@ def measure_latency(
             limit = budget.share(len(cells) - place, most=float("inf"))
             calls = _Calls(partial(module, *args, **kwargs), limit)
             calls.warm_up(warmup)
-            if not budget.suffices(what, (LEAST_RUNS - 1) * calls.last):
+            if not budget.suffices(what, LEAST_RUNS * calls.last):
                 continue
             calls.measure(min(min_run_time, limit))
             latencies.append(_latency(size, calls.seconds, {"warmup": calls.warmed, "threads": number, **conditions}))
@@ -109,14 +109,14 @@ class _Calls:
 
     def __init__(self, call: Callable[[], object], limit: float) -> None:
         self._call = call
-        self._end = timer() + limit
+        self._end, self._warm = timer() + limit, timer() + limit / 3
         self.limited = limit < float("inf")
         self.seconds: list[float] = []
         self.warmed = 0
         self.last = 0.0
 
     def warm_up(self, times: int) -> None:
-        while self.warmed < times and not (self.warmed and self.limited and timer() + self.last > self._end):
+        while self.warmed < times and not (self.warmed and self.limited and timer() + self.last > self._warm):
             self._timed()
             self.warmed += 1
 

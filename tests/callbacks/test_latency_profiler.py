@@ -78,11 +78,14 @@ def test_a_fit_ends_with_a_footprint_in_the_logs_and_in_the_run_folder(tmp_path:
     trainer(tmp_path, callback, logger=logger).fit(Net(), pairs(), pairs())
     footprint = callback.footprint
     assert (footprint.name, footprint.macs, footprint.input_shape) == ("Net", MACS, (4,))
+    assert sum(layer.macs for layer in footprint.layers) == MACS
+    assert (footprint.training, footprint.variants, footprint.left_out) == (None, None, ())
     assert [(each.batch_size, each.threads) for each in footprint.latencies] == [(1, 1), (4, 1)]
 
     folder = tmp_path / "run" / "version_0"
     assert Footprint.from_dict(json.loads((folder / "profile.json").read_text())) == footprint
     assert (folder / "profile.csv").read_text().splitlines()[0] == ",".join(Footprint.columns)
+    assert (folder / "profile.png").read_bytes().startswith(b"\x89PNG")
     header, *values = (folder / "metrics.csv").read_text().splitlines()
     logged = dict(zip(header.split(","), values[-1].split(","), strict=True))
     assert float(logged["profile/macs"]) == MACS
@@ -99,6 +102,27 @@ def test_weights_after_training_are_those_without_the_callback(tmp_path: Path, w
 
     plain, profiled = weights(), weights(LatencyProfiler(when=when, **QUICK))
     assert all(torch.equal(plain[name], profiled[name]) for name in plain)
+
+
+def test_more_is_measured_where_it_is_asked_for_and_the_training_is_the_same(tmp_path: Path) -> None:
+    def weights(*callbacks: LatencyProfiler) -> dict[str, Tensor]:
+        seed_everything(0)
+        net = Net()
+        trainer(tmp_path, *callbacks).fit(net, pairs())
+        return net.state_dict()
+
+    asked = LatencyProfiler(when="fit_start", layers=0, variants=["bf16"], training_memory=True, **QUICK)
+    plain, profiled = weights(), weights(asked)
+    assert all(torch.equal(plain[name], profiled[name]) for name in plain)
+    assert [row.name for row in asked.footprint.variants.rows] == ["float", "bf16"]
+    assert asked.footprint.variants.rows[1].reason is None
+    assert asked.footprint.training.batch_size == 2
+    assert not (tmp_path / "profile.png").exists()
+
+
+def test_what_does_not_fit_the_time_budget_is_told_in_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="left out: latency at batch 1, threads .*does not fit into 1e-06 s"):
+        trainer(tmp_path, LatencyProfiler(layers=0, time_budget_s=1e-6), max_epochs=1).fit(Net(), pairs())
 
 
 class Counting(LatencyProfiler):
@@ -240,6 +264,9 @@ def test_a_strategy_that_shards_the_model_is_refused() -> None:
         ({"batch_sizes": [1, 0]}, "batch sizes must be 1 or more"),
         ({"threads": 0}, "threads must be 1 or more"),
         ({"min_run_time_s": 0}, "must be positive"),
+        ({"layers": -1}, "layers must be 0 or more, got -1"),
+        ({"variants": ["bf61"]}, "Did you mean 'bf16'"),
+        ({"time_budget_s": 0}, "time_budget_s must be above 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_the_training(options: dict[str, Any], words: str) -> None:

@@ -55,7 +55,7 @@ REFUSE: dict[type[L.Callback], Callable[[], L.Callback]] = {
     LatencyProfiler: LatencyProfiler,
 }
 EXCEPTIONS = {(Constraint, "DeepSpeed"), (LatencyProfiler, "DeepSpeed")}
-"""Constraint refuses DeepSpeed, which takes the steps of the optimiser out of sight."""
+"""Constraint says why: the steps of the optimiser are out of sight. LatencyProfiler does not look for it."""
 
 
 class Net(L.LightningModule):
@@ -87,13 +87,18 @@ def test_no_callback_is_forgotten() -> None:
     assert not WORK.keys() & REFUSE.keys()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("kind", REFUSE, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [
+        pytest.param(kind, strategy, id=f"{kind.__name__}-{strategy}")
+        for kind in REFUSE
+        for strategy in STRATEGIES
+        if (kind, strategy) not in EXCEPTIONS
+    ],
+)
 def test_what_needs_whole_parameters_refuses_shards(
     kind: type[L.Callback], strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (kind, strategy) in EXCEPTIONS:
-        pytest.skip("not refused, and not supported")
     callback = REFUSE[kind]()
     run = sharding(monkeypatch, STRATEGIES[strategy], callback)
     with pytest.raises(ConfigurationError, match=STRATEGIES[strategy].__name__) as refused:
@@ -124,7 +129,7 @@ def test_samples_that_several_ranks_see_are_refused(monkeypatch: pytest.MonkeyPa
     callback = SelectiveCoverage()
     run = sharding(monkeypatch, ModelParallelStrategy, callback)
     monkeypatch.setattr(type(run), "world_size", 4)
-    with pytest.raises(ConfigurationError, match="would count each sample 4 times; .* tensor_parallel_size=1"):
+    with pytest.raises(ConfigurationError, match=r"would count each sample 4 times; .* tensor_parallel_size=1"):
         callback.setup(run, Net(), "fit")
 
 

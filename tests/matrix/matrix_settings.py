@@ -22,6 +22,7 @@ from lightning_efficient.callbacks import (
     ChunkedBackprop,
     Constraint,
     DiSK,
+    EnergyMeter,
     ExactResume,
     FiniteLoss,
     GuideSchedule,
@@ -31,6 +32,7 @@ from lightning_efficient.callbacks import (
 from lightning_efficient.datamodules import Digits, SequentialImages
 from lightning_efficient.functional import Alternation
 from lightning_efficient.modules import Distiller, ImageClassifier, SequenceClassifier
+from lightning_efficient.profiling import EnergyReading
 
 Options = Mapping[str, Any]
 Kind = Literal["classifier", "recurrent", "distiller"]
@@ -82,6 +84,19 @@ def tiny_teacher(inputs: int, classes: int) -> dict[str, Any]:
     return {"class_path": "matrix_settings.TinyTeacher", "init_args": {"inputs": inputs, "classes": classes}}
 
 
+class Ticking:
+    """A meter of which every reading is a joule."""
+
+    def available(self) -> str | None:
+        return None
+
+    def begin(self, key: str) -> None:
+        pass
+
+    def end(self, key: str) -> EnergyReading:
+        return EnergyReading(1.0, 0.5, {"cpu:0": 1.0})
+
+
 TURNS = {
     "class_path": "lightning_efficient.functional.phases.Alternation",
     "init_args": {"student": 1, "guide": 1, "warmup": 1, "unit": "step"},
@@ -91,6 +106,11 @@ DUAL = {"class_path": "lightning_efficient.functional.primal_dual.PrimalDual", "
 SETTINGS = {
     "SelectiveCoverage": Setting(SelectiveCoverage, foreign={"predictions": FROM_FORWARD}, second={"name": "second"}),
     "LatencyProfiler": Setting(LatencyProfiler, {"min_run_time_s": 0.01}),
+    "EnergyMeter": Setting(
+        EnergyMeter,
+        {"every_n_steps": 1, "counter": {"class_path": "matrix_settings.Ticking"}},
+        second={"name": "second"},
+    ),
     "FiniteLoss": Setting(FiniteLoss),
     "ExactResume": Setting(ExactResume),
     "ChunkedBackprop": Setting(

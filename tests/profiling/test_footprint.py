@@ -5,7 +5,11 @@ import json
 
 import pytest
 
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.profiling import Footprint, Latency
+from lightning_efficient.profiling.layers import LayerCost
+from lightning_efficient.profiling.training_memory import TrainingMemory
+from lightning_efficient.profiling.variant_costs import VariantComparison, VariantCost, VariantTime
 
 
 @pytest.fixture
@@ -59,3 +63,57 @@ def test_scalars_are_flat_numbers_with_units_in_their_names(footprint: Footprint
         "latency_ms_p95_b8": 4.0,
         "throughput_b8": 4000,
     }
+
+
+@pytest.fixture
+def full(footprint: Footprint) -> Footprint:
+    """A footprint with all that may be asked for."""
+    timing = VariantTime(8, 1.0, 0.5, 0.4, 0.6, 10)
+    return dataclasses.replace(
+        footprint,
+        layers=(LayerCost("gate", "Bilinear", 30, 12, (2,), 80, 40),),
+        read_bytes=80,
+        written_bytes=40,
+        training=TrainingMemory(8, 500, "live tensors", 200, 48, 96),
+        variants=VariantComparison((VariantCost("float"), VariantCost("bf16", (timing,), 450, 0.01)), 2, "cpu", ("x",)),
+        energy_mj=1.5,
+        left_out=("x",),
+    )
+
+
+def test_a_full_record_survives_json_too(full: Footprint) -> None:
+    assert Footprint.from_dict(json.loads(json.dumps(full.to_dict()))) == full
+    assert isinstance(hash(full), int)
+
+
+def test_json_of_an_older_version_is_still_read(footprint: Footprint) -> None:
+    new = ("layers", "read_bytes", "written_bytes", "training", "variants", "energy_mj", "left_out")
+    old = {key: value for key, value in footprint.to_dict().items() if key not in new}
+    assert Footprint.from_dict(json.loads(json.dumps(old))) == footprint
+
+
+def test_fields_that_no_version_has_are_told(footprint: Footprint) -> None:
+    with pytest.raises(ConfigurationError, match="a footprint has no joules, surgery"):
+        Footprint.from_dict(footprint.to_dict() | {"surgery": [], "joules": 1})
+
+
+def test_what_is_new_has_keys_of_its_own(footprint: Footprint, full: Footprint) -> None:
+    assert full.arithmetic_intensity == 60 / 120
+    assert footprint.arithmetic_intensity is None
+    assert full.scalars() == footprint.scalars() | {
+        "read_bytes": 80,
+        "written_bytes": 40,
+        "arithmetic_intensity": 0.5,
+        "energy_mj": 1.5,
+        "training_peak_bytes": 500,
+        "training_saved_bytes": 200,
+        "time_ratio_bf16_b8": 0.5,
+    }
+    assert full.columns == footprint.columns
+    assert full.rows() == footprint.rows()
+
+
+def test_the_first_number_of_threads_keeps_the_plain_names(footprint: Footprint) -> None:
+    more = dataclasses.replace(footprint.latencies[0], threads=4, p50_ms=0.2)
+    scalars = dataclasses.replace(footprint, latencies=(*footprint.latencies, more)).scalars()
+    assert (scalars["latency_ms_p50_b1"], scalars["latency_ms_p50_b1_t4"]) == (0.5, 0.2)

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.profiling import measure_latency
+from lightning_efficient.profiling.budget import TimeBudget
 
 
 class Witness(nn.Module):
@@ -107,6 +108,7 @@ def test_a_channels_last_input_stays_channels_last() -> None:
     [
         ({"batch_sizes": (1, 0)}, "batch sizes must be 1 or more"),
         ({"threads": 0}, "threads must be 1 or more"),
+        ({"threads": [1, 0]}, "threads must be 1 or more"),
         ({"min_run_time": 0}, "min_run_time must be positive"),
         ({"warmup": -1}, "warmup 0 or more"),
         ({"precision": "bf16-mixd"}, "Did you mean 'bf16-mixed'"),
@@ -115,3 +117,46 @@ def test_a_channels_last_input_stays_channels_last() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         measure_latency(nn.Linear(4, 2), torch.zeros(1, 4), **options)
+
+
+def test_several_numbers_of_threads_are_swept_and_the_old_one_put_back() -> None:
+    before = torch.get_num_threads()
+    found = measure_latency(nn.Linear(4, 2), torch.zeros(1, 4), (1, 2), threads=[2, 1], min_run_time=0.001)
+    assert [(each.threads, each.batch_size) for each in found] == [(2, 1), (2, 2), (1, 1), (1, 2)]
+    assert torch.get_num_threads() == before
+
+
+class Slow(nn.Module):
+    """Moves a clock on by a tenth of a second for each sample."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.notes = [clock]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.notes[0][0] += 0.1 * len(x)
+        return x
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr("lightning_efficient.profiling.latency.timer", lambda: now[0])
+    return now
+
+
+def test_a_budget_shortens_what_it_can_and_leaves_out_the_rest(clock: list[float]) -> None:
+    budget = TimeBudget(2.0, clock=lambda: clock[0])
+    found = measure_latency(Slow(clock), torch.zeros(1, 4), (1, 2, 8), min_run_time=9.0, budget=budget)
+    assert [(each.batch_size, each.warmup) for each in found] == [(1, 2), (2, 1)]
+    assert [each.runs for each in found] == [4, 3]
+    assert [each.p50_ms for each in found] == pytest.approx([100, 200])
+    assert budget.left_out == [f"latency at batch 8, threads {torch.get_num_threads()}: does not fit into 2 s"]
+    assert clock[0] <= 2.0
+
+
+def test_forward_passes_that_are_too_slow_are_run_once(clock: list[float]) -> None:
+    budget = TimeBudget(1.0, clock=lambda: clock[0])
+    assert measure_latency(Slow(clock), torch.zeros(1, 4), (9, 1), budget=budget) == ()
+    assert clock[0] == pytest.approx(1.0)
+    assert len(budget.left_out) == 2

@@ -87,10 +87,10 @@ def trace(network: nn.Module, example: Tensor) -> Iterator[Coupled]:
         start = [index_type(idx=each, root_idx=each) for each in range(width) if each not in covered[name]]
         if not start or is_depthwise(layer):
             continue
-        visits = _visits(graph, node, start)
-        if visits is None:
+        visits = _visits(graph, node, start, known)
+        if isinstance(visits, str):
             covered[name].update(each.idx for each in start)
-            yield Coupled([], [name], ENTANGLED)
+            yield Coupled([], [name], visits)
             continue
         reached, reason = _translate(graph, visits, known, unfit, heads)
         for (layer_name, side), indices in reached.items():
@@ -102,11 +102,13 @@ def trace(network: nn.Module, example: Tensor) -> Iterator[Coupled]:
         yield Coupled(groups, writers or [name], reason)
 
 
-def _visits(graph: Any, root: Any, start: list[Any]) -> dict[tuple[Any, Any], set[Any]] | None:
+def _visits(
+    graph: Any, root: Any, start: list[Any], known: Mapping[Any, str]
+) -> dict[tuple[Any, Any], set[Any]] | str:
     """Return what depends on channels: for each node and pruning function, pairs of its channel and the root's.
 
-    Torch-Pruning's own groups keep only one of several channels of the root that a channel depends on. None where all
-    depend on all, as behind a convolution over channels.
+    Torch-Pruning's own groups keep only one of several channels of the root that a channel depends on. A reason to give
+    up comes instead where indices leave a layer, or all channels depend on all, as behind a convolution over channels.
     """
     seen: dict[tuple[Any, Any], set[Any]] = defaultdict(set)
     stack = [(root, graph.get_pruner_of_module(root.module).prune_out_channels, start)]
@@ -117,8 +119,14 @@ def _visits(graph: Any, root: Any, start: list[Any]) -> dict[tuple[Any, Any], se
             continue
         here = seen[node, handler]
         here.update(fresh)
-        if len(here) > 1000 and len(here) > 8 * len({pair.idx for pair in here}):
-            return None
+        indices = {pair.idx for pair in here}
+        if len(here) > 64 and len(here) > 8 * len(indices):
+            return ENTANGLED
+        if node in known:
+            side: Side = "out" if handler == graph.get_pruner_of_module(node.module).prune_out_channels else "in"
+            size = side_size(node.module, side)
+            if size is not None and not 0 <= min(indices) <= max(indices) < size:
+                return f"the tracer cannot follow them to {known[node]!r}"
         for dependency in node.dependencies:
             if dependency.trigger != handler:
                 continue
@@ -165,7 +173,7 @@ def _translate(
                 reasons.append((1, f"{name!r} is a {type(node.module).__name__}, which cannot lose channels"))
             else:
                 del reached[name, side]
-        elif not all(0 <= pair.idx < size and pair.root_idx is not None for pair in pairs):
+        elif any(pair.root_idx is None for pair in pairs):
             reasons.append((4, f"the tracer cannot follow them to {name!r}"))
     return reached, min(reasons)[1] if reasons else None
 

@@ -14,7 +14,7 @@ from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.nn.quantization._norms import separate_norms
+from lightning_efficient.nn.quantization._norms import LAYER, reveal_norms, separate_norms
 from lightning_efficient.nn.quantization._problems import graph_problem, quiet
 from lightning_efficient.nn.views import uncompiled
 
@@ -117,7 +117,7 @@ def _layer_name(weight: Any) -> str:
 
 
 def _owner(weight: Any) -> str:
-    name = str(weight.target if isinstance(weight, Node) else weight)
+    name = str(weight.meta.get(LAYER, weight.target) if isinstance(weight, Node) else weight)
     return name.rpartition(".")[0] or name
 
 
@@ -172,6 +172,19 @@ def difference(found: Any, expected: Any) -> float:
 def _tensors(outputs: Any) -> list[Tensor]:
     leaves = torch.utils._pytree.tree_leaves(outputs)
     return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def converted(prepared: GraphModule) -> GraphModule:
+    """Return a calibrated graph in integers, without the float weights that torchao leaves in it."""
+    try:
+        with quiet():
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+            module = convert_pt2e(prepared)
+            reveal_norms(module)
+            return without_unused(module)
+    except Exception as error:
+        raise graph_problem("torchao", error) from error
 
 
 def quantizer(*, aware: bool, reduce_range: bool) -> Any:

@@ -1,7 +1,8 @@
-"""Batch normalisation in training with rounded weights: folded for the rounding, undone after it, folded at the end.
+"""Batch normalisation around rounded weights: in training folded for the rounding and undone after it, later folded.
 
 torchao does the same by matching patterns that it first traces, a hundred of them: a minute for any network. Its
-division by a zero weight of a normalisation gives NaN, and its switch to evaluation resets ``eps`` and ``momentum``.
+division by a zero weight of a normalisation gives NaN, its switch to evaluation resets ``eps`` and ``momentum``, and it
+folds into a weight that several layers share, or stops at one that is computed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv1d.padding, _aten.conv2d.padding)
 _ANNOTATION = "quantization_annotation"
 _SMALLEST = 1e-6
+LAYER = "lightning_efficient_weight"
+"""Under which a folded weight's node keeps the name of the weight."""
 
 
 def scaled_weight(weight: Tensor, gamma: Tensor | None, variance: Tensor, eps: float) -> Tensor:
@@ -92,45 +95,66 @@ def to_evaluation(graph: Graph) -> None:
 
 
 def fold_norms(module: GraphModule) -> None:
-    """Fold normalisations into the convolutions before them, those of :func:`separate_norms`; in place.
+    """Fold normalisations into the convolutions before them, in place.
 
     Args:
-        module: A graph in evaluation mode with observers, before conversion.
+        module: A graph in evaluation mode: one that was traced, or that of :func:`separate_norms` with observers. Other
+            normalisations are hidden from torchao, see :func:`reveal_norms`.
     """
     graph = module.graph
     for number, node in enumerate(list(graph.nodes)):
-        if node.target is plain_norm:
-            node.target = _aten.batch_norm.default
-        if node.target is not scaled_norm:
-            continue
-        conv = node.args[0]
-        rounding = conv.args[1]
-        scaled = rounding.args[0]
-        weight = _tensor(module, scaled.args[0])
-        bias, gamma, beta, mean, variance = (_tensor(module, each) for each in node.args[1:6])
-        factor = _factor(gamma, variance, node.args[8])
-        shift = (0 if bias is None else bias) - mean
-        folded = {
-            "weight": weight * _column(factor, weight.ndim),
-            "bias": shift * factor + (0 if beta is None else beta),
-        }
-        entries = {}
-        with graph.inserting_before(rounding):
-            for kind, tensor in folded.items():
-                module.register_buffer(f"_folded_{kind}_{number}", tensor)
-                entries[kind] = graph.get_attr(f"_folded_{kind}_{number}")
-                entries[kind].meta = dict(scaled.meta)
-        rounding.args = (entries["weight"],)
-        conv.args = (conv.args[0], rounding, entries["bias"], *conv.args[3:])
-        node.replace_all_uses_with(conv)
-        graph.erase_node(node)
-        graph.erase_node(scaled)
+        if node.target is _aten.batch_norm.default:
+            node.target = plain_norm
+            conv, variance = node.args[0], node.args[4]
+            if _feeds_only(conv, node) and conv.args[1].op == "get_attr" and isinstance(variance, Node):
+                bias = conv.args[2] if len(conv.args) > 2 else None
+                entries = _folded(module, number, conv, (conv.args[1], bias, *node.args[1:5]), node.args[7])
+                conv.args = (conv.args[0], entries[0], entries[1], *conv.args[3:])
+                node.replace_all_uses_with(conv)
+                graph.erase_node(node)
+        elif node.target is scaled_norm:
+            conv = node.args[0]
+            rounding: Any = conv.args[1]
+            scaled = rounding.args[0]
+            entries = _folded(module, number, rounding, (scaled.args[0], *node.args[1:6]), node.args[8])
+            rounding.args = (entries[0],)
+            conv.args = (conv.args[0], rounding, entries[1], *conv.args[3:])
+            node.replace_all_uses_with(conv)
+            graph.erase_node(node)
+            graph.erase_node(scaled)
     _in_order(graph)
     module.recompile()
 
 
+def reveal_norms(module: GraphModule) -> None:
+    """Give the normalisations that remain their operator back, in place; ``torch.export`` can then write them."""
+    for node in module.graph.nodes:
+        if node.target is plain_norm:
+            node.target = _aten.batch_norm.default
+    module.recompile()
+
+
+def _folded(module: GraphModule, number: int, place: Node, nodes: tuple[Any, ...], eps: Any) -> tuple[Node, Node]:
+    """Add a folded weight and bias to a graph, before ``place``, from those of the convolution and the norm."""
+    weight, bias, gamma, beta, mean, variance = (_tensor(module, each) for each in nodes)
+    factor = _factor(gamma, variance, eps)
+    shift = ((0 if bias is None else bias) - mean) * factor + (0 if beta is None else beta)
+    entries = []
+    for kind, tensor in {"weight": weight * _column(factor, weight.ndim), "bias": shift}.items():
+        module.register_buffer(f"_folded_{kind}_{number}", tensor.detach())
+        with module.graph.inserting_before(place):
+            entry = module.graph.get_attr(f"_folded_{kind}_{number}")
+        entry.meta = {"val": nodes[0].meta.get("val"), LAYER: str(nodes[0].target)}
+        entries.append(entry)
+    return entries[0], entries[1]
+
+
+def _feeds_only(conv: Any, norm: Node) -> bool:
+    return isinstance(conv, Node) and conv.target in _CONVOLUTIONS and list(conv.users) == [norm]
+
+
 def _is_folded(conv: Any, norm: Node, variance: Any) -> bool:
-    if not isinstance(conv, Node) or conv.target not in _CONVOLUTIONS or list(conv.users) != [norm]:
+    if not _feeds_only(conv, norm):
         return False
     annotation = conv.meta.get(_ANNOTATION)
     weight: Any = conv.args[1]

@@ -13,13 +13,13 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_flag
 from lightning_efficient.nn.quantization._graph import (
     check_example,
+    converted,
     copied,
     difference,
     layers_of,
     quantizer,
     random_operators,
     traced,
-    without_unused,
 )
 from lightning_efficient.nn.quantization._norms import fold_norms, to_evaluation
 from lightning_efficient.nn.quantization._problems import graph_problem, quiet, require_torchao
@@ -172,14 +172,8 @@ def convert_aware(prepared: nn.Module) -> Quantized:
         module.meta.update(copy_._prepared_meta)
         to_evaluation(module.graph)
         fold_norms(module)
-        try:
-            with quiet():
-                from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-                converted = without_unused(convert_pt2e(module))
-        except Exception as error:
-            raise graph_problem("torchao", error) from error
-    return Quantized(converted, "aware", aware.quantized, aware.skipped, aware._shape, aware._dtype)
+        module = converted(module)
+    return Quantized(module, "aware", aware.quantized, aware.skipped, aware._shape, aware._dtype)
 
 
 def set_fake_quantization(prepared: nn.Module, on: bool) -> None:

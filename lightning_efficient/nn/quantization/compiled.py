@@ -19,7 +19,7 @@ _CUDA_LOGGER = "torch.utils.cpp_extension"
 def compile_quantized(module: nn.Module) -> Callable[[Tensor], Any]:
     """Compile a quantised network to the integer kernels of an x86 CPU.
 
-    The first call compiles, which takes from seconds to a minute; so does the first one or two with another batch size.
+    The first call compiles, which takes from seconds to a minute; so does the first one with another batch size.
     A network of ``quantize_weights`` is fused too, but stays floating point and is rarely faster than its original.
 
     Args:
@@ -40,7 +40,8 @@ def compile_quantized(module: nn.Module) -> Callable[[Tensor], Any]:
         raise ConfigurationError(f"compile_quantized needs a C++ compiler, and there is none: CXX or {candidates}.")
     warnings.filterwarnings("ignore", "To copy construct from a tensor", module=r"torch\._inductor\.mkldnn_lowerings")
     logging.getLogger(_CUDA_LOGGER).addFilter(_about_cuda)
-    compiled = torch.compile(module)
+    # one code per batch size: inductor may fail at a strided convolution in 8 bits whose batch size is open
+    compiled = torch.compile(module, dynamic=False)
     seen: set[tuple[Any, ...]] = set()
 
     def run(inputs: Tensor) -> Any:

@@ -13,13 +13,14 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_count
 from lightning_efficient.nn.quantization._graph import (
     check_example,
+    converted,
     copied,
     difference,
     layers_of,
     quantizer,
     traced,
-    without_unused,
 )
+from lightning_efficient.nn.quantization._norms import fold_norms
 from lightning_efficient.nn.quantization._problems import graph_problem, quiet, require_torchao
 from lightning_efficient.nn.quantization.result import Quantized
 from lightning_efficient.rng import rng_untouched
@@ -71,23 +72,17 @@ def quantize_static(
             found = _observe(prepared, _cast(check_example(input_of(batch), "calibration").cpu()), number)
             if number == 1 and not (apart := difference(found, expected)) <= 1e-3:
                 raise ConfigurationError(
-                    f"the traced network answers differently, by {apart:.3g}: does one convolution feed several "
-                    "BatchNorms, or does its forward depend on values?"
+                    f"the traced network answers differently, by {apart:.3g}: does its forward depend on values?"
                 )
             if on_batch is not None:
                 on_batch(number)
-        try:
-            with quiet():
-                from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-                converted = without_unused(convert_pt2e(prepared))
-        except Exception as error:
-            raise graph_problem("torchao", error) from error
-    return Quantized(converted, "static", quantized, skipped, tuple(example.shape[1:]), _cast(example).dtype)
+        module = converted(prepared)
+    return Quantized(module, "static", quantized, skipped, tuple(example.shape[1:]), _cast(example).dtype)
 
 
 def _prepared(module: nn.Module, example: Tensor, reduce_range: bool) -> Any:
     graph = traced(module, example)
+    fold_norms(graph)
     try:
         with quiet():
             from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
