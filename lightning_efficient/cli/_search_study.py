@@ -276,7 +276,8 @@ def _difference(theirs: Any, ours: Any, name: str) -> tuple[str, Any, Any] | Non
             if (found := _difference(theirs[key], ours[key], f"{name} {key}")) is not None:
                 return found
         return None
-    if isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+    lists = isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours)
+    if lists and any(isinstance(one, Mapping) for one in ours):  # such as callbacks
         pairs = enumerate(zip(theirs, ours, strict=True))
         return next((found for at, (one, other) in pairs if (found := _difference(one, other, f"{name} {at}"))), None)
     return None if theirs == ours else (name, theirs, ours)

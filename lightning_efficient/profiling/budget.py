@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from types import FrameType
+from typing import Any
 
 from lightning_efficient.errors import ConfigurationError
 
@@ -100,6 +102,11 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         if raising:
             raise TimeIsUp
 
+    def unraisable(hidden: Any) -> None:
+        if not issubclass(hidden.exc_type, TimeIsUp):
+            said(hidden)
+
+    said, sys.unraisablehook = sys.unraisablehook, unraisable
     began, handler = perf_counter(), signal.signal(signal.SIGALRM, stop)
     # again and again, since what is raised inside a finaliser is lost
     before, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
@@ -111,5 +118,6 @@ def interrupted_after(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        sys.unraisablehook = said
         if before:
             signal.setitimer(signal.ITIMER_REAL, max(before - (perf_counter() - began), 1e-3), interval)

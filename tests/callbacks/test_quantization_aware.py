@@ -253,7 +253,7 @@ class TwoParts(nn.Module):
 
 def test_a_module_that_calls_a_part_of_the_network_is_told_that_the_graph_has_none() -> None:
     module = Features()
-    with pytest.raises(ConfigurationError, match="backbone is a graph of forward alone, .* calls forward_features"):
+    with pytest.raises(ConfigurationError, match=r"backbone is a graph of forward alone, .* calls forward_features"):
         fit(aware(), module=module)
     assert module.backbone.num_features == 36
 

@@ -36,7 +36,7 @@ def random_keep(groups: ChannelGroups, share: float = 0.5, seed: int = 3) -> dic
     random = torch.Generator().manual_seed(seed)
     keep = {group.name: torch.rand(group.size, generator=random) < share for group in groups.groups}
     for vector in keep.values():
-        vector[0] = True
+        vector[0], vector[-1] = True, False
     return keep
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 
@@ -70,6 +71,28 @@ def test_work_is_interrupted_and_the_timer_put_back() -> None:
         forever()
     assert signal.getsignal(signal.SIGALRM) == handler
     assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (before[0] > 0)
+
+
+class SlowToDie:
+    """Its finaliser takes longer than there is time."""
+
+    def __del__(self) -> None:
+        end = time.perf_counter() + 0.1
+        while time.perf_counter() < end:
+            pass
+
+
+def test_what_a_finaliser_swallows_is_raised_again_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        thing = SlowToDie()
+        del thing
+        forever()
+
+    hook = sys.unraisablehook
+    with pytest.raises(TimeIsUp), interrupted_after(0.03):
+        work()
+    assert capsys.readouterr().err == ""
+    assert sys.unraisablehook is hook
 
 
 def test_work_in_time_is_left_alone_and_errors_pass() -> None:

@@ -102,9 +102,7 @@ def trace(network: nn.Module, example: Tensor) -> Iterator[Coupled]:
         yield Coupled(groups, writers or [name], reason)
 
 
-def _visits(
-    graph: Any, root: Any, start: list[Any], known: Mapping[Any, str]
-) -> dict[tuple[Any, Any], set[Any]] | str:
+def _visits(graph: Any, root: Any, start: list[Any], known: Mapping[Any, str]) -> dict[tuple[Any, Any], set[Any]] | str:
     """Return what depends on channels: for each node and pruning function, pairs of its channel and the root's.
 
     Torch-Pruning's own groups keep only one of several channels of the root that a channel depends on. A reason to give
@@ -168,7 +166,7 @@ def _translate(
             reasons.append((1, unfit[name]))
         elif side == "out" and name in heads:
             reasons.append((2, f"{heads[name]!r} splits them into heads"))
-        elif (size := side_size(node.module, side)) is None:
+        elif side_size(node.module, side) is None:
             if not (isinstance(node.module, nn.PReLU) and node.module.num_parameters == 1):
                 reasons.append((1, f"{name!r} is a {type(node.module).__name__}, which cannot lose channels"))
             else:

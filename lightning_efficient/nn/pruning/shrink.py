@@ -138,7 +138,8 @@ def _memory(layer: nn.Module) -> nn.Module:
 def _refuse(name: str, layer: nn.Module, wanted: Mapping[str, tuple[int, ...]]) -> None:
     own = {key: tuple(value.shape) for key, value in layer.state_dict().items() if isinstance(value, Tensor)}
     last = next(key for key, shape in wanted.items() if own.get(key) != shape)
+    weight = f"{name}.{last}".lstrip(".")
     raise ConfigurationError(
-        f"state: '{name}.{last}' has shape {wanted[last]} there and {own[last]} in the network, and its "
+        f"state: {weight!r} has shape {wanted[last]} there and {own[last]} in the network, and its "
         f"{type(layer).__name__} cannot be made smaller like that."
     )

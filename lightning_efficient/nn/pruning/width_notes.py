@@ -78,7 +78,9 @@ def write_notes(network: nn.Module, notes: Mapping[str, Any]) -> None:
     modules, stages = notes.get("modules"), notes.get("feature_info")
     for name, module in network.named_modules():
         given = modules.get(name) if isinstance(modules, Mapping) else None
-        for attribute in _noted(module) if isinstance(given, Mapping) else ():
+        if not isinstance(given, Mapping):
+            continue
+        for attribute in _noted(module):
             if type(given.get(attribute)) is int:
                 setattr(module, attribute, given[attribute])
     entries = _feature_info(network)

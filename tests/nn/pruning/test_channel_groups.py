@@ -254,7 +254,7 @@ class TestOneGroup:
 
     @pytest.mark.parametrize("keep", [torch.ones(2, dtype=torch.bool), torch.ones(3)], ids=["size", "dtype"])
     def test_what_is_no_mask_of_the_channels_is_refused(self, group: ChannelGroup, keep: Tensor) -> None:
-        with pytest.raises(ConfigurationError, match="keep of '0' has shape .* give a boolean vector of 3 entries"):
+        with pytest.raises(ConfigurationError, match=r"keep of '0' has shape .* give a boolean vector of 3 entries"):
             group_masks(group, keep)
 
     def test_a_channel_costs_what_writes_and_reads_it(self, group: ChannelGroup) -> None:
