@@ -19,10 +19,8 @@ import torch
 from make_pictures import small
 
 import lightning_efficient.functional as LF
-from lightning_efficient.callbacks.gradual_pruning import GradualPruning
+from lightning_efficient.callbacks import GradualPruning
 from lightning_efficient.datamodules import Digits
-from lightning_efficient.functional.pruning import cubic_sparsity, sparsity_after_round
-from lightning_efficient.functional.quantization import affine_parameters, dequantize, quantization_range, quantize
 from lightning_efficient.modules import ImageClassifier
 
 matplotlib.use("Agg")
@@ -47,10 +45,10 @@ def pruning() -> Any:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=(1, 1.15), layout="constrained")
     rounds = range(1, ROUNDS + 1)
     curves = {
-        "cubic": ([END * r / ROUNDS for r in rounds], [cubic_sparsity(r / ROUNDS, FINAL) for r in rounds]),
+        "cubic": ([END * r / ROUNDS for r in rounds], [LF.cubic_sparsity(r / ROUNDS, FINAL) for r in rounds]),
         "iterative": (
             [END * (r - 1) / (ROUNDS - 1) for r in rounds],
-            [sparsity_after_round(FINAL, r, ROUNDS) for r in rounds],
+            [LF.sparsity_after_round(FINAL, r, ROUNDS) for r in rounds],
         ),
         "one_shot": ([0.0], [FINAL]),
     }
@@ -121,8 +119,8 @@ def quantization() -> Any:
     sizes = torch.logspace(-2, 0, 9, base=10)
     weight = sizes.view(-1, 1) * torch.randn(len(sizes), 288)
     for dim, colour, words in ((None, ORANGE, "one scale for the tensor"), (0, BLUE, "one scale per channel")):
-        parameters = affine_parameters(*quantization_range(weight, dim=dim), symmetric=True)
-        error = (dequantize(quantize(weight, parameters), parameters) - weight).square().mean(1).sqrt()
+        parameters = LF.affine_parameters(*LF.quantization_range(weight, dim=dim), symmetric=True)
+        error = (LF.dequantize(LF.quantize(weight, parameters), parameters) - weight).square().mean(1).sqrt()
         right.plot(sizes, 100 * error / sizes, "o-", color=colour, label=words, markersize=4)
     right.set(xscale="log", yscale="log", xlabel="size of a channel's weights (standard deviation)")
     right.set_ylabel("error in % of that size")

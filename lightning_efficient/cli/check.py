@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_efficient._lightning_compat import ParsesOnly
-from lightning_efficient.cli.config_files import find, is_fragment, shipped
+from lightning_efficient.cli.config_files import find, is_fragment, is_search, shipped
 from lightning_efficient.cli.efficient_cli import EfficientCLI
 from lightning_efficient.cli.output import say
 from lightning_efficient.errors import ConfigurationError
@@ -24,8 +24,8 @@ def check_configs(names: Sequence[str]) -> int:
     """Print one line per config, ``ok`` or what is wrong with it.
 
     Args:
-        names: Names or files; none for all that are shipped. Fragments (``trainer/``, ``logger/``, ``data/``) are
-            checked on top of the quickstart.
+        names: Names or files; none for all that are shipped but those of ``search``. Fragments (``trainer/``,
+            ``logger/``, ``data/``) are checked on top of the quickstart.
 
     Returns:
         Exit status: 0, or 2 if a config does not parse.
@@ -33,7 +33,9 @@ def check_configs(names: Sequence[str]) -> int:
     Raises:
         ConfigurationError: a name is neither a file nor a shipped config.
     """
-    files = {name: find(name) for name in names or shipped()}
+    files = {
+        name: find(name) for name in names or [name for name, each in shipped().items() if not is_search(each.path)]
+    }
     width = max(map(len, files))
     problems = {name: _problem(file) for name, file in files.items()}
     for name, problem in problems.items():
@@ -42,6 +44,8 @@ def check_configs(names: Sequence[str]) -> int:
 
 
 def _problem(file: Path) -> str | None:
+    if is_search(file):
+        return "it is no config of fit; see search --space, or wandb sweep"
     files = [find(BASE), file] if is_fragment(file) else [file]
     try:
         with warnings.catch_warnings():

@@ -11,6 +11,8 @@ from lightning_efficient.errors import ConfigurationError, did_you_mean
 OWN = "lightning-efficient"
 FRAGMENTS = ("trainer", "logger", "data")
 """Folders of files that are no whole experiments: they compose with one."""
+SEARCHES = "search"
+"""Folder of files that are no configs of ``fit``: what ``search`` and W&B sweeps vary."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ def find(name: str) -> Path:
 def is_fragment(file: Path) -> bool:
     """Tell whether a config only works together with a whole experiment."""
     return file.resolve().parent.name in FRAGMENTS
+
+
+def is_search(file: Path) -> bool:
+    """Tell whether a file is for ``search`` or for a W&B sweep, and not for ``fit``."""
+    return file.resolve().parent.name == SEARCHES
 
 
 def _read(folder: Path, prefix: str, owner: str) -> dict[str, ConfigFile]:
