@@ -4,6 +4,11 @@ Steps are those of a module that computes next to nothing, so that the microseco
 takes some for any callback, so one that does nothing is among the variants, and a second bare Trainer tells how much of
 a difference is noise. Goal: LatencyProfiler and SelectiveCoverage cost no more than the one that does nothing.
 
+Callbacks that change what a step computes are timed in steps of a real network (a timm classifier, batches of 64 images
+of 32 pixels), against the same network without them: pruning of weights and of channels, fake quantisation, a
+constraint, and an energy meter with a counter that costs nothing. What FPTT, ChunkedBackprop, DiSK and GuideSchedule
+cost is in ``fptt_memory.py`` and ``disk_step.py``, beside the training that they replace.
+
 The epoch is a small real job: a timm classifier trains once through the data and validates, with and without
 SelectiveCoverage, whose hooks are also timed by themselves. Goal: under 2 % of the epoch; the figure at the end of the
 fit is counted apart. One thread. Writes ``results/callback_overhead.json``.
@@ -11,7 +16,7 @@ fit is counted apart. One thread. Writes ``results/callback_overhead.json``.
 The data are scikit-learn's digits, or FashionMNIST (6,000 images to train and 6,000 to validate) from the folder that
 the environment variable ``LIGHTNING_EFFICIENT_DATA`` names.
 
-Run: ``python benchmarks/callback_overhead.py [--rounds N] [--epoch-rounds N]``
+Run: ``python benchmarks/callback_overhead.py [--rounds N] [--method-rounds N] [--epoch-rounds N]``
 """
 
 from __future__ import annotations
@@ -34,7 +39,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_efficient import Digits, ExactResume, FiniteLoss, ImageClassifier, TorchvisionImages
-from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
+from lightning_efficient.callbacks import (
+    Constraint,
+    EnergyMeter,
+    GradualPruning,
+    LatencyProfiler,
+    QuantizationAware,
+    SelectiveCoverage,
+)
+from lightning_efficient.profiling import EnergyReading
 
 DATA_VARIABLE = "LIGHTNING_EFFICIENT_DATA"
 BACKBONE = "mobilenetv3_small_050"
@@ -47,11 +60,40 @@ STEP_VARIANTS: Mapping[str, Callable[[], list[Callback]]] = {
     "SelectiveCoverage": lambda: [SelectiveCoverage()],
     "FiniteLoss": lambda: [FiniteLoss()],
     "ExactResume": lambda: [ExactResume()],
+    "EnergyMeter": lambda: [EnergyMeter(counter=FreeCounter())],
+}
+SHAPE = (3, 32, 32)
+METHOD_VARIANTS: Mapping[str, Callable[[], list[Callback]]] = {
+    BARE: list,
+    CONTROL: list,
+    "EnergyMeter": lambda: [EnergyMeter(counter=FreeCounter())],
+    "Constraint": lambda: [Constraint("train/loss", at_most=0.5)],
+    "GradualPruning, weights": lambda: [GradualPruning(0.8, rounds=4, input_shape=SHAPE, measure=False)],
+    "GradualPruning, first order": lambda: [
+        GradualPruning(0.8, rounds=4, saliency="first_order", input_shape=SHAPE, measure=False)
+    ],
+    "GradualPruning, channels": lambda: [
+        GradualPruning(0.5, structure="channels", rounds=4, input_shape=SHAPE, measure=False)
+    ],
+    "QuantizationAware": lambda: [QuantizationAware(input_shape=SHAPE, measure=False)],
 }
 FREE = ("LatencyProfiler", "SelectiveCoverage")
 EPOCH_GOAL_SHARE = 0.02
 AFTER_THE_EPOCH = "on_fit_end"
 UNTIMED_STEPS = 20
+
+
+class FreeCounter:
+    """An energy counter that costs nothing to read."""
+
+    def available(self) -> str | None:
+        return None
+
+    def begin(self, key: str) -> None:
+        pass
+
+    def end(self, key: str) -> EnergyReading:
+        return EnergyReading(1.0, 1.0, {"cpu:0": 1.0})
 
 
 class TinyModule(LightningModule):
@@ -75,6 +117,16 @@ class TinyModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class StepClock(Callback):
+    """Processor time at the start of each training step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.times.append(process_time())
 
 
 class Stopwatch(Callback):
@@ -149,6 +201,33 @@ def steps(rounds: int, count: int, folder: str) -> dict[str, Any]:
     }
 
 
+def methods(rounds: int, count: int, folder: str) -> dict[str, Any]:
+    """Time ``count`` training steps of a real network per variant and round; the median step of each run counts."""
+    seconds: dict[str, list[float]] = {name: [] for name in METHOD_VARIANTS}
+    batch = torch.randn(64, *SHAPE), torch.randint(10, (64,))
+
+    def fit(name: str) -> Callable[[], None]:
+        def once() -> None:
+            seed_everything(0, verbose=False)
+            clock, module = StepClock(), ImageClassifier(BACKBONE, num_classes=10)
+            engine = trainer(folder, [clock, *METHOD_VARIANTS[name]()], logger=False)
+            engine.fit(module, DataLoader([batch] * (count + 1), batch_size=None))
+            each = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
+            seconds[name].append(statistics.median(each))
+
+        return once
+
+    paired({name: fit(name) for name in METHOD_VARIANTS}, rounds)
+    seconds = {name: values[-rounds:] for name, values in seconds.items()}
+    return {
+        "rounds": rounds,
+        "steps": count,
+        "model": BACKBONE,
+        "ratio": {name: ratio(seconds, name, BARE) for name in METHOD_VARIANTS if name != BARE},
+        "cpu_seconds_per_step": seconds,
+    }
+
+
 def added(ours: list[float], bare: list[float]) -> dict[str, float]:
     """Median and the middle 80 % of the microseconds added, round by round."""
     extra = sorted(1e6 * (a - b) for a, b in zip(ours, bare, strict=True))
@@ -201,6 +280,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--method-rounds", type=int, default=9)
+    parser.add_argument("--method-steps", type=int, default=40)
     parser.add_argument("--epoch-rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -209,6 +290,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         record = {
             "step": steps(arguments.rounds, arguments.steps, folder),
+            "method": methods(arguments.method_rounds, arguments.method_steps, folder),
             "epoch": epochs(arguments.epoch_rounds, folder),
         }
     report(record)
@@ -226,6 +308,13 @@ def report(record: Mapping[str, Any]) -> None:
     goal = f"goal of {' and '.join(FREE)}: nothing over an empty one, within the noise of {found['noise_us']:.1f} µs"
     title = f"A training step, {found['rounds']} rounds of {found['steps']} steps\n{goal}"
     table(title, ["", "CPU µs", "times bare", "µs over empty", "goal"], rows)
+    found = record["method"]
+    rows = [
+        [name, f"{1e3 * statistics.median(values):.1f}", interval(found["ratio"][name], 3) if name != BARE else ""]
+        for name, values in found["cpu_seconds_per_step"].items()
+    ]
+    title = f"A training step of {found['model']}, batch 64, {found['rounds']} rounds of {found['steps']} steps"
+    table(title, ["", "CPU ms", "times bare"], rows)
     found = record["epoch"]
     job = "{model}, {data}, {train} to train, {val} to validate, batch {batch_size}".format(**found["job"])
     title = f"SelectiveCoverage in an epoch, {found['rounds']} rounds\n{job}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,22 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import SaveConfigCallback
-from torch import Tensor, nn
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_efficient._trainer import is_rehearsal
-from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
 from lightning_efficient.callbacks._quantization_costs import FLOAT, Sizes, Timed, timed
-from lightning_efficient.callbacks._quantization_network import network_before
 from lightning_efficient.callbacks._quantization_ranges import ranges_are_known
-from lightning_efficient.callbacks.quantization_aware import QuantizationAware
 from lightning_efficient.cli._calibration_batches import calibration_batches
+from lightning_efficient.cli._quantize_evaluation import Evaluation, agreement, float_network, in_place
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_count
 from lightning_efficient.inference.threshold_file import Split, hash_checkpoint
-from lightning_efficient.nn.main_network import main_network
 from lightning_efficient.nn.quantization import (
     Quantized,
     compile_quantized,
@@ -38,12 +31,9 @@ from lightning_efficient.nn.quantization import (
     save_quantized,
 )
 from lightning_efficient.nn.quantization.aware import AwareNetwork
-from lightning_efficient.nn.views import uncompiled
 
 AFTER_TRAINING = ("weight_only", "static")
 """Schemes that need no training of their own."""
-
-_WRITERS = (Checkpoint, SaveConfigCallback, SelectiveCoverage, LatencyProfiler)
 
 
 @dataclass(frozen=True)
@@ -186,196 +176,98 @@ def quantize_checkpoint(
     if trainer.strategy.root_device.type != "cpu":
         raise ConfigurationError("quantize makes integers for a CPU and evaluates there; add --trainer.accelerator cpu")
     checkpoint = Path(ckpt_path)
-    watch = _prepared(trainer, request, progress)
-    evaluate = _Evaluation(trainer, model, datamodule, request.split, watch)
-    float_metrics = evaluate(ckpt_path=ckpt_path, weights_only=weights_only)
+    folder = Path(out) if out is not None else checkpoint.with_suffix(".quantized")
+    evaluate = Evaluation(trainer, model, datamodule, request.split, request.network, progress=progress)
+    watch = evaluate.watch
+    metrics = evaluate(ckpt_path=ckpt_path, weights_only=weights_only)
     if watch.example is None:
         other = "test" if request.split == "val" else "val"
         raise ConfigurationError(
             f"--split {request.split} has no samples; see --trainer.limit_{request.split}_batches, or take --split "
             f"{other}"
         )
-    name = watch.name
-    found = model.get_submodule(name)
-    network = _float_network(found)
-    with _in_place(model, name, network):
-        if network is not found:  # rounding was in force; the float network is another
-            float_metrics = evaluate()
+    found = model.get_submodule(watch.name)
+    network = float_network(found)
+    notes: list[str] = []
+    with in_place(model, watch.name, network):
+        if network is not found and isinstance(found, AwareNetwork):  # that was rounded
+            metrics = evaluate()
+        forms = [Evaluated(FLOAT, metrics, Sizes.of_weights(network))]
         predictions = watch.predictions()
-        notes: list[str] = []
-        calibrated_on = None
-        forms: list[Quantized] = []
-        for scheme in request.schemes:
-            if scheme == "weight_only":
-                forms.append(quantize_weights(network, watch.example))
-                continue
+        made, calibrated_on = _made(trainer, model, datamodule, watch.name, watch.example, request)
+    if isinstance(found, AwareNetwork) and ranges_are_known(found):
+        made.append(convert_aware(found))
+    elif isinstance(found, AwareNetwork):
+        notes.append("the checkpoint has no ranges of QuantizationAware, so there is no network of that scheme")
+    rehearsal = is_rehearsal(trainer)
+    with _folder(folder, rehearsal) as place:
+        for form in made:
+            file = save_quantized(form, place / f"{form.scheme}.pt2")
+            with in_place(model, watch.name, form.module):
+                metrics = evaluate()
+            agreed = agreement(predictions, watch.predictions())
+            layers = form.quantized, form.skipped
+            forms.append(Evaluated(form.scheme, metrics, Sizes.of_file(file), agreed, *layers, file.name))
+        latency, problem = timed(
+            {FLOAT: network.eval(), **{form.scheme: form.module for form in made}},
+            watch.example,
+            batch_sizes=request.batch_sizes,
+            threads=request.threads,
+            min_run_time_s=0.01 if rehearsal else request.min_run_time_s,
+            compiler=None if rehearsal else compile_quantized,
+        )
+        report = QuantizeReport(
+            checkpoint=checkpoint,
+            weights_sha256=hash_checkpoint(checkpoint),
+            split=request.split,
+            samples=watch.samples,
+            network=watch.name,
+            input_shape=tuple(watch.example.shape[1:]),
+            forms=forms,
+            latency=latency,
+            threads=request.threads or torch.get_num_threads(),
+            calibrated_on=calibrated_on,
+            notes=[*notes, *([problem] if problem else [])],
+            folder=None if rehearsal else folder,
+        )
+        content = f"{json.dumps(report.to_dict(), indent=2)}\n"
+        (place / "quantization.json").write_text(content, encoding="utf-8")
+    return report
+
+
+def _made(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule | None,
+    name: str,
+    example: Tensor,
+    request: QuantizeRequest,
+) -> tuple[list[Quantized], str | None]:
+    """Quantise the network that the module has now, and say on what ranges were learned."""
+    made: list[Quantized] = []
+    calibrated_on = None
+    network = model.get_submodule(name)
+    for scheme in request.schemes:
+        if scheme == "weight_only":
+            made.append(quantize_weights(network, example))
+        else:
             batches, calibrated_on = calibration_batches(trainer, model, datamodule, name, request.calibration_batches)
-            forms.append(quantize_static(network, batches))
-        if isinstance(found, AwareNetwork):
-            if ranges_are_known(found):
-                forms.append(convert_aware(found))
-            else:
-                notes.append("the checkpoint has no ranges of QuantizationAware, so there is no network of that scheme")
-        folder = Path(out) if out is not None else checkpoint.with_suffix(".quantized")
-        with _folder(trainer, folder) as place:
-            report = [Evaluated(FLOAT, float_metrics, Sizes.of_weights(network))]
-            for form in forms:
-                file = save_quantized(form, place / f"{form.scheme}.pt2")
-                with _in_place(model, name, form.module):
-                    metrics = evaluate()
-                agreement = _agreement(predictions, watch.predictions())
-                size = Sizes.of_file(file)
-                found_here = Evaluated(form.scheme, metrics, size, agreement, form.quantized, form.skipped, file.name)
-                report.append(found_here)
-            modules: dict[str, nn.Module] = {FLOAT: network.eval()}
-            modules |= {form.scheme: form.module for form in forms}
-            rehearsal = is_rehearsal(trainer)
-            latency, problem = timed(
-                modules,
-                watch.example,
-                batch_sizes=request.batch_sizes,
-                threads=request.threads,
-                min_run_time_s=0.01 if rehearsal else request.min_run_time_s,
-                compiler=None if rehearsal else compile_quantized,
-            )
-    notes += [problem] if problem else []
-    result = QuantizeReport(
-        checkpoint=checkpoint,
-        weights_sha256=hash_checkpoint(checkpoint),
-        split=request.split,
-        samples=watch.samples,
-        network=name,
-        input_shape=tuple(watch.example.shape[1:]),
-        forms=report,
-        latency=latency,
-        threads=request.threads or torch.get_num_threads(),
-        calibrated_on=calibrated_on,
-        notes=notes,
-        folder=None if is_rehearsal(trainer) else folder,
-    )
-    if result.folder is not None:
-        file = result.folder / "quantization.json"
-        file.write_text(f"{json.dumps(result.to_dict(), indent=2)}\n", encoding="utf-8")
-    return result
-
-
-def _prepared(trainer: Trainer, request: QuantizeRequest, progress: bool) -> _Watch:
-    out = _WRITERS if progress else (*_WRITERS, ProgressBar)
-    watch = _Watch(request.network)
-    kept = [callback for callback in trainer.callbacks if not isinstance(callback, out)]  # type: ignore[attr-defined]
-    trainer.callbacks = [*kept, watch]  # type: ignore[attr-defined]
-    trainer.loggers = []
-    return watch
-
-
-class _Watch(Callback):
-    """See what the network gets and answers while a split is evaluated."""
-
-    def __init__(self, network: str | None) -> None:
-        self.network = network
-        self.name = ""
-        self.example: Tensor | None = None
-        self.samples = 0
-        self._answers: list[Tensor] = []
-        self._handle: Any = None
-
-    def predictions(self) -> Tensor | None:
-        """Return the classes that were predicted, or None where the network's output is no ``(N, C)``."""
-        return torch.cat(self._answers) if self._answers else None
-
-    def _begin(self, module: LightningModule) -> None:
-        self.name = main_network(module, self.network, option="--network")
-        self.samples, self._answers = 0, []
-        self._handle = module.get_submodule(self.name).register_forward_hook(self._see)
-
-    def _see(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not args or not isinstance(args[0], Tensor):
-            return
-        self.samples += len(args[0])
-        if self.example is None:
-            self.example = args[0][:2].detach().cpu().clone()
-        if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
-            self._answers.append(output.detach().argmax(1).cpu())
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to look."""
-        self._begin(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to look."""
-        self._begin(pl_module)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look no longer."""
-        if self._handle is not None:
-            self._handle.remove()
-
-
-class _Evaluation:
-    """Evaluate whatever network the module has now."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        model: LightningModule,
-        datamodule: LightningDataModule | None,
-        split: Split,
-        watch: _Watch,
-    ) -> None:
-        self.trainer, self.model, self.datamodule, self.watch = trainer, model, datamodule, watch
-        self.run = trainer.validate if split == "val" else trainer.test
-
-    def __call__(self, **options: Any) -> dict[str, float]:
-        # with a checkpoint comes its callback, which puts the rounding graph in place; after that it has no part
-        if not options:
-            kept = [each for each in self.trainer.callbacks if not isinstance(each, QuantizationAware)]  # type: ignore[attr-defined]
-            self.trainer.callbacks = kept  # type: ignore[attr-defined]
-        with warnings.catch_warnings():
-            for message in ("Be aware that when using `ckpt_path`", "You're using the WeightAveraging callback"):
-                warnings.filterwarnings("ignore", message=message)
-            found = self.run(self.model, datamodule=self.datamodule, verbose=False, **options)
-        return {key: float(value) for loader in found for key, value in loader.items()}
-
-
-def _float_network(network: nn.Module) -> nn.Module:
-    """Return a copy in floating point, without rounding and compilation."""
-    if isinstance(network, AwareNetwork):
-        before = network_before(network)
-        assert before is not None, "the callback that put the graph there keeps what was there before"
-        return before
-    plain = copy.deepcopy(uncompiled(network))
-    plain._compiled_call_impl = None
-    return plain.eval()
+            made.append(quantize_static(network, batches))
+    return made, calibrated_on
 
 
 @contextmanager
-def _in_place(model: LightningModule, name: str, network: nn.Module) -> Iterator[None]:
-    before = model.get_submodule(name)
-    model.set_submodule(name, network)
-    try:
-        yield
-    finally:
-        model.set_submodule(name, before)
-
-
-@contextmanager
-def _folder(trainer: Trainer, folder: Path) -> Iterator[Path]:
+def _folder(folder: Path, rehearsal: bool) -> Iterator[Path]:
     """Yield the folder, or in a rehearsal one that vanishes."""
-    if is_rehearsal(trainer):
+    if rehearsal:
         with tempfile.TemporaryDirectory() as place:
             yield Path(place)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        yield folder
     except OSError as error:
-        raise ConfigurationError(f"--out: {folder} cannot be written ({error.strerror})") from error
-    yield folder
-
-
-def _agreement(ours: Tensor | None, theirs: Tensor | None) -> float | None:
-    if ours is None or theirs is None or ours.shape != theirs.shape:
-        return None
-    return (ours == theirs).double().mean().item()
+        raise ConfigurationError(f"--out: {folder} cannot be written ({error.strerror or error})") from error
 
 
 def schemes_of(given: Sequence[str] | str | None) -> tuple[str, ...]:

@@ -138,8 +138,8 @@ def keep_masks(
     sparsity: float | Mapping[str, float],
     *,
     scope: str = "global",
-    most: float = 0.95,
-    weights: Mapping[str, float] | None = None,
+    max_layer_sparsity: float = 0.95,
+    costs: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """Masks that keep the highest scores and remove a sparsity of all entries, or of each layer's.
 
@@ -151,9 +151,9 @@ def keep_masks(
         scores: Scores by layer, any shapes; no NaN.
         sparsity: Share to remove, in ``[0, 1)``. A mapping gives each layer its own, and 0 to those it does not name.
         scope: ``"global"``: one threshold for all layers together. ``"layer"``: the same sparsity in each.
-        most: Largest sparsity of any one layer, in ``(0, 1]``; each keeps at least one entry in any case.
-        weights: Parameters behind one entry of a layer, 1 by default: a global sparsity then counts parameters, and
-            the lowest scores go until it is met as closely as whole entries allow.
+        max_layer_sparsity: Largest sparsity of any one layer, in ``(0, 1]``; each keeps at least one entry in any case.
+        costs: By layer how many parameters one entry stands for, such as a channel; 1 by default. A global sparsity
+            then counts parameters, and the lowest scores go until it is met as closely as whole entries allow.
 
     Returns:
         By layer, a bool tensor of the shape and on the device of its scores; true is kept.
@@ -171,15 +171,17 @@ def keep_masks(
         both Weights and Connections for Efficient Neural Networks. NeurIPS 2015.
     """
     sizes = {name: each.numel() for name, each in scores.items()}
-    check_sparsity(sizes, sparsity, scope, most, weights)
+    check_sparsity(sizes, sparsity, scope, max_layer_sparsity, costs)
     for name, each in scores.items():
         if each.isnan().any():
             raise ConfigurationError(f"scores of layer {name!r} have NaN; they must be numbers.")
     if not isinstance(sparsity, Mapping) and scope == "global":
-        return _global_masks(scores, sparsity, most, weights)
+        return _global_masks(scores, sparsity, max_layer_sparsity, costs)
     shares = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(scores, sparsity)
     return {
-        name: ~_lowest(each, min(_share(shares.get(name, 0.0), sizes[name]), _removable(sizes[name], most)))
+        name: ~_lowest(
+            each, min(_share(shares.get(name, 0.0), sizes[name]), _removable(sizes[name], max_layer_sparsity))
+        )
         for name, each in scores.items()
     }
 
@@ -188,8 +190,8 @@ def check_sparsity(
     sizes: Mapping[str, int],
     sparsity: float | Mapping[str, float],
     scope: str = "global",
-    most: float = 0.95,
-    weights: Mapping[str, float] | None = None,
+    max_layer_sparsity: float = 0.95,
+    costs: Mapping[str, float] | None = None,
 ) -> None:
     """Raise for a sparsity that would remove a whole layer, or that the limit of each layer makes impossible.
 
@@ -197,8 +199,8 @@ def check_sparsity(
         sizes: Number of entries by layer.
         sparsity: As in :func:`keep_masks`.
         scope: Likewise.
-        most: Likewise.
-        weights: Likewise.
+        max_layer_sparsity: Likewise.
+        costs: Likewise.
 
     Raises:
         ConfigurationError: one line that names the layer and the largest possible value.
@@ -207,11 +209,11 @@ def check_sparsity(
         >>> check_sparsity({"conv": 100, "head": 10}, 0.9)
         >>> check_sparsity({"conv": 100, "head": 10}, {"head": 0.99})
         Traceback (most recent call last):
-        lightning_efficient.errors.ConfigurationError: sparsity=0.99 of layer 'head' is above the largest possible 0.95.
+        lightning_efficient.errors.ConfigurationError: sparsity=0.99 of layer 'head' is above max_layer_sparsity=0.95.
     """
     check_choice("scope", scope, SCOPES)
-    check_number("most", most)
-    check_fraction("most", most, zero=False)
+    check_number("max_layer_sparsity", max_layer_sparsity)
+    check_fraction("max_layer_sparsity", max_layer_sparsity, zero=False)
     if not sizes or min(sizes.values()) < 1:
         empty = next((name for name, size in sizes.items() if size < 1), None)
         raise ConfigurationError(f"layer {empty!r} has no entries." if sizes else "there is no layer to prune.")
@@ -225,20 +227,24 @@ def check_sparsity(
     for name, share in shares.items():
         check_number("sparsity", share)
         check_fraction("sparsity", share, zero=True)
-        if (share > most or share == 1) and (scope == "layer" or isinstance(sparsity, Mapping)):
-            limit = f"{most:g}" if most < 1 else f"{_floored((sizes[name] - 1) / sizes[name])}"
+        if scope != "layer" and not isinstance(sparsity, Mapping):
+            continue
+        if share > max_layer_sparsity:
+            raise ConfigurationError(f"sparsity={share!r} of layer {name!r} is above {max_layer_sparsity=!r}.")
+        if share == 1:
+            limit = _floored((sizes[name] - 1) / sizes[name])
             raise ConfigurationError(f"sparsity={share!r} of layer {name!r} is above the largest possible {limit}.")
     if not isinstance(sparsity, Mapping) and scope == "global":
-        costs = {name: (weights or {}).get(name, 1.0) for name in sizes}
-        total = sum(costs[name] * size for name, size in sizes.items())
-        possible = sum(costs[name] * _removable(size, most) for name, size in sizes.items())
+        each = {name: (costs or {}).get(name, 1.0) for name in sizes}
+        removable = {name: _removable(size, max_layer_sparsity) for name, size in sizes.items()}
+        total = sum(each[name] * size for name, size in sizes.items())
+        possible = sum(each[name] * count for name, count in removable.items())
         # half an entry is what rounding to whole entries may miss
-        if sparsity * total > possible + max(costs.values()) / 2:
-            name = min(sizes, key=lambda each: _removable(sizes[each], most) / sizes[each])
+        if sparsity * total > possible + max(each.values()) / 2:
+            name = min(sizes, key=lambda layer: removable[layer] / sizes[layer])
             raise ConfigurationError(
-                f"sparsity={sparsity!r} cannot be reached, the largest possible is {_floored(possible / total)}: each "
-                f"layer keeps 1 entry and {1 - most:.4g} of its own, layer {name!r} "
-                f"{sizes[name] - _removable(sizes[name], most)} of {sizes[name]}."
+                f"sparsity={sparsity!r} cannot be reached, the largest possible is {_floored(possible / total)}: "
+                f"{max_layer_sparsity=!r} leaves layer {name!r} {sizes[name] - removable[name]} of {sizes[name]} entries."
             )
 
 

@@ -112,14 +112,21 @@ def test_only_hooks_that_a_callback_overrides_are_timed(overhead: ModuleType) ->
     assert 0 < watch.seconds < 1
 
 
+METHODS = ("bare", "EnergyMeter", "Constraint", "GradualPruning, weights")
+
+
 def test_steps_and_an_epoch_are_measured_and_reported(
-    overhead: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    overhead: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(overhead, "BACKBONE", "test_efficientnet")
+    monkeypatch.setattr(overhead, "METHOD_VARIANTS", {name: overhead.METHOD_VARIANTS[name] for name in METHODS})
     step, epoch = overhead.steps(1, 3, str(tmp_path)), overhead.epochs(1, str(tmp_path))
-    record = {"step": step, "epoch": epoch}
+    method = overhead.methods(1, 5, str(tmp_path))
+    record = {"step": step, "method": method, "epoch": epoch}
+    assert set(method["ratio"]) == set(METHODS) - {"bare"}
     assert list(step["cpu_seconds_per_step"]) == list(overhead.STEP_VARIANTS)
     assert all(0 < seconds[0] < 1 for seconds in step["cpu_seconds_per_step"].values())
-    assert set(step["over_empty_us"]) == {"LatencyProfiler", "SelectiveCoverage", "FiniteLoss", "ExactResume"}
+    assert set(step["over_empty_us"]) == set(overhead.STEP_VARIANTS) - {"bare", "bare again", "empty Callback"}
     assert epoch["job"] | {"train": 64, "val": 300, "data": "Digits"} == epoch["job"]
     assert epoch["own_share"] == pytest.approx(epoch["own_seconds"][0] / epoch["seconds"]["SelectiveCoverage"][0])
     assert epoch["hook_seconds"]["on_validation_batch_end"] > 0
