@@ -27,13 +27,13 @@ class Target:
         sparsity: Of all that has no sparsity of its own.
         own: Sparsities by unit.
         scope: Whether ``sparsity`` holds for all of them together or for each.
-        most: Largest sparsity of any one.
+        max_layer_sparsity: Largest sparsity of any one.
     """
 
     sparsity: float
     own: Mapping[str, float]
     scope: Scope
-    most: float
+    max_layer_sparsity: float
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise if this cannot be reached.
@@ -43,9 +43,9 @@ class Target:
         """
         sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
         if self.own:
-            check_sparsity(sizes, self.own, most=self.most)
+            check_sparsity(sizes, self.own, max_layer_sparsity=self.max_layer_sparsity)
         if shared := {name: size for name, size in sizes.items() if name not in self.own}:
-            check_sparsity(shared, self.sparsity, self.scope, self.most)
+            check_sparsity(shared, self.sparsity, self.scope, self.max_layer_sparsity)
         elif not any(self.own.values()):
             raise ConfigurationError("layers= leaves nothing to prune; each of its sparsities is 0")
 
@@ -53,9 +53,9 @@ class Target:
         """Return what is kept after a round, in the order of the scores."""
         own = {name: plan.share(number, share) for name, share in self.own.items()}
         shared = {name: each for name, each in scores.items() if name not in own}
-        share = plan.share(number, self.sparsity)
-        found = keep_masks({name: scores[name] for name in own}, own, most=self.most) if own else {}
-        found |= keep_masks(shared, share, scope=self.scope, most=self.most) if shared else {}
+        share, most = plan.share(number, self.sparsity), self.max_layer_sparsity
+        found = keep_masks({name: scores[name] for name in own}, own, max_layer_sparsity=most) if own else {}
+        found |= keep_masks(shared, share, scope=self.scope, max_layer_sparsity=most) if shared else {}
         return {name: found[name] for name in scores}
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
 import statistics
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_efficient.nn.quantization.files import size_on_disk
 from lightning_efficient.nn.surgery import recipe_of
 from lightning_efficient.profiling.in_turns import time_in_turns
 from lightning_efficient.profiling.inputs import rebatch
@@ -60,9 +59,7 @@ def filled(network: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 def bytes_of(network: nn.Module) -> dict[str, int]:
     """Return the bytes of the state dict in a file, and of that file compressed."""
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    return {"on_disk": buffer.tell(), "compressed": len(zlib.compress(buffer.getbuffer()))}
+    return {"on_disk": size_on_disk(network), "compressed": size_on_disk(network, compressed=True)}
 
 
 def made_of(module: LightningModule, network: nn.Module) -> dict[str, Any] | None:

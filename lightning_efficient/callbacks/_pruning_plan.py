@@ -89,6 +89,7 @@ def check_pruning_options(
     scope: str,
     layers: Mapping[str, float] | None,
     regrowth: float,
+    max_layer_sparsity: float,
     measure: bool,
     seed: int,
 ) -> None:
@@ -100,6 +101,8 @@ def check_pruning_options(
     check_choice("structure", structure, get_args(Structure))
     check_choice("saliency", saliency, SALIENCIES)
     check_choice("scope", scope, SCOPES)
+    check_number("max_layer_sparsity", max_layer_sparsity)
+    check_fraction("max_layer_sparsity", max_layer_sparsity, zero=False)
     check_flag("measure", measure)
     if not is_integer(seed):
         raise ConfigurationError(f"seed={seed!r} must be an integer.")

@@ -35,7 +35,6 @@ from lightning_efficient.callbacks._pruning_plan import (
 from lightning_efficient.callbacks._pruning_report import channel_costs, report, without_channels
 from lightning_efficient.callbacks._pruning_units import ChannelUnits, Units, WeightUnits, said
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional.pruning import check_sparsity
 from lightning_efficient.nn.main_network import main_network
 from lightning_efficient.profiling.inputs import random_example
 from lightning_efficient.reporting import log_scalars
@@ -122,9 +121,10 @@ class GradualPruning(Callback):
     ) -> None:
         self.name = name or "pruning"
         try:
-            check_pruning_options(sparsity, structure, saliency, scope, layers, regrowth, measure, seed)
+            check_pruning_options(
+                sparsity, structure, saliency, scope, layers, regrowth, max_layer_sparsity, measure, seed
+            )
             self.plan = PruningPlan(schedule, begin, end, rounds, regrowth)
-            check_sparsity({"layer": 1}, 0.0, most=max_layer_sparsity)
         except ConfigurationError as error:
             raise ConfigurationError(f"GradualPruning: {error}") from error
         self.sparsity = sparsity

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_efficient._trainer import is_rehearsal
+from lightning_efficient._trainer import is_rehearsal, refuse_shards
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.profiling import Footprint, profile_module, undisturbed
 from lightning_efficient.profiling.budget import TimeBudget
@@ -127,10 +126,7 @@ class LatencyProfiler(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the last run; refuse strategies under which no rank holds the whole model."""
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
-            name = type(trainer.strategy).__name__
-            message = f"LatencyProfiler runs the whole model on one rank and {name} shards it; remove one of the two"
-            raise ConfigurationError(message)
+        refuse_shards(trainer, "LatencyProfiler")
         self._sample = None
         self._due = self.when != "fit_end"
         if stage == "fit":

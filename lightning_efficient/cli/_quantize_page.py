@@ -63,7 +63,7 @@ def _times(report: QuantizeReport) -> Table:
     from rich.table import Table
 
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
-    caption = f"  speed over float, eager or compiled alike, in turns; {threads}"
+    caption = f"  speed over float, eager or compiled alike, in turns; {threads}; spread in the JSON"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("network")
     found = {(row.name, row.batch_size, row.compiled): row for row in report.latency}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,13 @@ OF_A_CHECKPOINT = ("calibrate", "export", "quantize")
 SHARED = ("seed_everything", "model", "data", "trainer")
 """What another verb takes from the config of a fit."""
 
+LISTS = {
+    "profile": ("--threads", "--batch_sizes", "--variants", "--input_shape"),
+    "quantize": ("--schemes", "--batch_sizes"),
+    "export": ("--formats", "--input_shape"),
+}
+"""Options of our verbs that take several values, which may follow one by one."""
+
 _NAMES_THE_MODEL = ("--config", "-c", "--timm", "--model")
 _WRITTEN_OUT = (*_NAMES_THE_MODEL, "--ckpt_path", "--ckpt")
 _LEVELS = 3
@@ -30,7 +38,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
     ``--config quickstart`` becomes the path of the shipped file; ``--timm NAME`` and ``--model NAME`` become
     ``--model ImageClassifier --model.backbone NAME`` for a timm name. ``validate``, ``test``, ``calibrate``,
     ``predict``, ``export`` and ``quantize`` with a checkpoint and neither config nor model take the ``config.yaml`` of
-    the run that the checkpoint lies in, and say which.
+    the run that the checkpoint lies in, and say which. ``--threads 1 2`` becomes ``--threads [1,2]``, see ``LISTS``.
 
     Args:
         arguments: What was typed, the verb first.
@@ -41,7 +49,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
             ``calibrate``, ``export`` or ``quantize`` that has no checkpoint or no config.
     """
     expanded: list[str] = []
-    rest = _with_config_of_run(_separated(arguments))
+    rest = _with_config_of_run(_with_lists(_separated(arguments)))
     if "--timm" in rest and "--model" in rest:
         raise ConfigurationError("--timm and --model both name the model; give one of them")
     words = iter(rest)
@@ -58,6 +66,26 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
         else:
             expanded.append(word)
     return expanded
+
+
+def _with_lists(words: list[str]) -> list[str]:
+    """Write several values of one option as a list; what is written as a list or null stays."""
+    options = LISTS.get(words[0] if words else "", ())
+    found: list[str] = []
+    position = 0
+    while position < len(words):
+        option, equals, value = words[position].partition("=")
+        position += 1
+        if option not in options:
+            found.append(words[position - 1])
+            continue
+        values = [value] if equals else []
+        while position < len(words) and not re.match(r"--?[a-zA-Z]", words[position]):  # -1 is a value
+            values.append(words[position])
+            position += 1
+        plain = len(values) > 1 or not re.match(r"\[|null$", "".join(values))
+        found += [option, f"[{','.join(values)}]"] if values and plain else [option, *values]
+    return found
 
 
 def _separated(arguments: Sequence[str]) -> list[str]:

@@ -11,7 +11,8 @@ import re
 import statistics
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,7 +33,7 @@ _AXES = (
     "macs, parameters, bytes_on_disk or latency_ms_p50 (batch 1). accuracy is test/accuracy or val/accuracy, whichever "
     "more runs have. Validation counts at the epoch whose checkpoint is the best."
 )
-_TIMED = ("latency", "throughput", "energy", "joules")
+_TIMED = ("latency", "throughput", "energy", "joules", "time", "seconds", "watts")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,6 +92,9 @@ def _compare(options: argparse.Namespace) -> int:
     for run in options.runs:  # before the import of torch
         if not Path(run).is_dir():
             raise ConfigurationError(f"{run} is no run: there is no such folder")
+    folder = Path(options.json_file or "").parent
+    if not folder.is_dir():
+        raise ConfigurationError(f"--json_file {options.json_file}: there is no folder {folder}")
     quiet()
     from lightning_efficient.reporting.pareto import pareto_figure
 
@@ -103,16 +107,19 @@ def _compare(options: argparse.Namespace) -> int:
     columns, rows = _rows(compared)
     figures = _figures(compared)
 
-    options.out.mkdir(parents=True, exist_ok=True)
     png, table = options.out / "pareto.png", options.out / "pareto.csv"
-    png.write_bytes(picture.getvalue())
-    with table.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
     written = [str(png), str(table)]
     text = json.dumps(figures, indent=2)
+    with _told("--out", options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     if options.json_file not in (None, "-"):
-        Path(options.json_file).write_text(text + "\n", encoding="utf-8")
+        with _told("--json_file", options.json_file):
+            Path(options.json_file).write_text(text + "\n", encoding="utf-8")
         written.append(options.json_file)
+    with _told("--out", options.out):
+        png.write_bytes(picture.getvalue())
+        with table.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *rows])
     if options.wandb:
         written.append(_send(options.wandb, options.out, columns, rows, figure, png))
     for line in (*compared.left_out, *compared.warnings):
@@ -123,6 +130,15 @@ def _compare(options: argparse.Namespace) -> int:
     _show(_page(compared))
     say(f"wrote {', '.join(written)}")
     return 0
+
+
+@contextmanager
+def _told(option: str, given: object) -> Iterator[None]:
+    """Name the option of what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{option} {given}: it cannot be written ({error.strerror or error})") from error
 
 
 def _compared(options: argparse.Namespace) -> _Comparison:
@@ -214,11 +230,17 @@ def _doubts(groups: Sequence[Sequence[RunRecord]], keys: tuple[str, str]) -> lis
         if not record.finished
     ]
     for key in keys:
+        part = key.split("/", maxsplit=1)[0]
+        lines += [
+            f"{record.name} ({record.path}): {part} was measured for a part of the run only"
+            for record in runs
+            if part in record.incomplete
+        ]
         if not any(word in key for word in _TIMED):
             continue
         ways: dict[str, list[str]] = {}
         for record in runs:
-            noted = record.conditions.get(key.split("/", maxsplit=1)[0], {})
+            noted = record.conditions.get(part, {})
             way = ", ".join(f"{name} {value}" for name, value in noted.items()) or "conditions unknown"
             ways.setdefault(way, []).append(record.name)
         if len(ways) > 1:

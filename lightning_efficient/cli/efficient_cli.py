@@ -92,7 +92,7 @@ class EfficientCLI(ExplicitArgumentsWin):
     def after_instantiate_classes(self) -> None:
         """Say that the data are missing, before Lightning looks for them."""
         verb = self.subcommand or ""
-        if verb == "calibrate":
+        if verb in ("calibrate", "quantize"):
             verb = "test" if self.config[verb]["split"] == "test" else "validate"
         hook = LOADER.get(verb)
         if hook and self.datamodule is None and getattr(type(self.model), hook) is getattr(LightningModule, hook):

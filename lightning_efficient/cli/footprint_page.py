@@ -116,8 +116,10 @@ def _timing(row: VariantCost, timing: VariantTime | None) -> tuple[str, str, str
 def _notes(footprint: Footprint) -> Iterator[str]:
     if footprint.latencies:
         first, runs = footprint.latencies[0], [latency.runs for latency in footprint.latencies]
-        threads = ", ".join(dict.fromkeys(str(latency.threads) for latency in footprint.latencies))
-        yield f"{first.device}, {first.precision}, threads: {threads}, timed calls: {min(runs)}"
+        counts = tuple(dict.fromkeys(latency.threads for latency in footprint.latencies))
+        yield f"{first.device}, {first.precision}, threads: {', '.join(map(str, counts))}, timed calls: {min(runs)}"
+        if footprint.variants and counts != (footprint.variants.threads,):
+            yield f"variants timed with threads: {footprint.variants.threads}"
     if footprint.read_bytes is not None and footprint.written_bytes is not None:
         read, written = human(footprint.read_bytes, "B"), human(footprint.written_bytes, "B")
         yield f"memory traffic of a sample: {read} read, {written} written, operator by operator"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_efficient.cli.arguments import expand
 from lightning_efficient.cli.output import complain
 from lightning_efficient.cli.problems import explain
 from lightning_efficient.cli.quiet import quiet
@@ -16,7 +15,7 @@ from lightning_efficient.errors import ConfigurationError, MissingExtraError, No
 
 
 def run_verb(arguments: Sequence[str]) -> int:
-    """Run ``fit``, ``validate``, ``test``, ``predict`` or ``profile`` and return the exit status."""
+    """Run a verb of LightningCLI or one of ours beside them, and return the exit status."""
     quiet()
     debug = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"]
@@ -31,6 +30,8 @@ def run_verb(arguments: Sequence[str]) -> int:
 
 
 def _run(words: list[str]) -> None:
+    from lightning_efficient.cli.arguments import expand  # loads torch, which must be quiet by then
+
     words = expand(words, _is_timm_model)
     # Lightning starts the other processes of a distributed run with sys.argv
     sys.argv[1:] = words

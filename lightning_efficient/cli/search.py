@@ -30,6 +30,7 @@ Options of fit, such as --trainer.max_epochs 2 or --timm NAME, hold for every tr
 stopped. Several machines search together when each runs the same command with one --storage: a database URL, or a
 file on a shared disk that ends in .journal. See also: lightning-efficient configs cat search/digits
 """
+_STUDY = "search"
 _OF_FIT = ("--model", "--data", "--timm", "--seed_everything", "--trainer", "--ckpt_path", "--weights_only")
 
 
@@ -94,7 +95,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=int, default=1, help="threads of torch while latency is measured (1)")
     add("--out", type=Path, help="folder of the search (runs/search/NAME OF CONFIG)")
     add("--storage", help="database URL, FILE.db, or FILE.journal (study.db in the folder)")
-    add("--study", default="search", help="name of the study in the storage (search)")
+    add("--study", default=_STUDY, help="name of the study; another than search has a folder in that of the search")
     options, rest = parser.parse_known_args(list(arguments))
     for word in rest:
         name = word.partition("=")[0]
@@ -116,6 +117,8 @@ class _Search:
                 raise ConfigurationError(f"--{name} is {given}; it must be {least} or more")
         if options.timeout_s is not None and not options.timeout_s > 0:
             raise ConfigurationError(f"--timeout_s is {options.timeout_s}; it must be above 0")
+        if not options.study.strip(".") or Path(options.study).name != options.study:
+            raise ConfigurationError(f"--study {options.study!r}: it must be a name without slashes, and not empty")
         self.options = options
         self.aims = parse_aims(options.objectives, options.reward, options.target_latency_ms, options.exponent)
         self.pruner = _pruner(options.pruner, self.aims)
@@ -131,19 +134,24 @@ class _Search:
         self.space = self.base.fitted(space)
         self.protocol = Protocol(options.latency_batch, options.threads) if self.aims.profiled else None
         name = Path(options.config[-1]).stem if options.config and "{" not in options.config[-1] else "fit"
-        self.out = options.out or Path("runs") / "search" / name
-        (self.out / "trials").mkdir(parents=True, exist_ok=True)
-        self.study = self._open_study()
+        home: Path = options.out or Path("runs") / "search" / name
+        # two studies must not write over each other's files
+        self.out = home if options.study == _STUDY else home / options.study
+        try:
+            (self.out / "trials").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"--out {home}: it cannot be written ({error.strerror or error})") from error
+        self.study = self._open_study(home)
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.problem: BaseException | None = None
         self.began = time.monotonic()
 
-    def _open_study(self) -> Study:
+    def _open_study(self, home: Path) -> Study:
         options = self.options
         timing = {"latency_batch": options.latency_batch, "threads": options.threads} if self.protocol else None
         return Study(
-            options.storage or str(self.out / "study.db"),
+            options.storage or str(home / "study.db"),
             options.study,
             self.aims,
             self.space,

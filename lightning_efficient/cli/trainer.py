@@ -208,7 +208,14 @@ class EfficientTrainer(Trainer):
         from lightning_efficient.cli.surgery_page import surgery_page
         from lightning_efficient.profiling.budget import TimeBudget
 
+        if not min_run_time_s > 0:
+            raise ConfigurationError(f"min_run_time_s must be above 0, got {min_run_time_s:g}")
+        if layers < 0:
+            raise ConfigurationError(f"layers must be 0 or more, got {layers}")
         check_picture(figure)
+        for option, file in (("figure", figure), ("json_file", json_file)):
+            if file and file != "-" and not Path(file).parent.is_dir():  # before minutes of measuring
+                raise ConfigurationError(f"{option}: {file} cannot be written, there is no folder {Path(file).parent}")
         shape = sample_shape(model, datamodule, input_shape)
         tell, wipe = progress_line()
         budget = TimeBudget(time_budget_s, tell)

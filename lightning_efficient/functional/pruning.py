@@ -244,7 +244,7 @@ def check_sparsity(
             name = min(sizes, key=lambda layer: removable[layer] / sizes[layer])
             raise ConfigurationError(
                 f"sparsity={sparsity!r} cannot be reached, the largest possible is {_floored(possible / total)}: "
-                f"{max_layer_sparsity=!r} leaves layer {name!r} {sizes[name] - removable[name]} of {sizes[name]} entries."
+                f"{max_layer_sparsity=!r} leaves layer {name!r} {sizes[name] - removable[name]} of {sizes[name]}."
             )
 
 
@@ -300,23 +300,24 @@ def sparsity_of(masks: Mapping[str, Tensor]) -> float:
 
 
 def _global_masks(
-    scores: Mapping[str, Tensor], sparsity: float, most: float, weights: Mapping[str, float] | None
+    scores: Mapping[str, Tensor], sparsity: float, max_layer_sparsity: float, costs: Mapping[str, float] | None
 ) -> dict[str, Tensor]:
     device = next(iter(scores.values())).device
-    flat, costs = [], []
-    for name, each in scores.items():
+    flat, possible = [], 0
+    for each in scores.values():
         values = _finite(each.detach()).flatten()
-        protected = ~_lowest(values, _removable(values.numel(), most))
-        flat.append(values.masked_fill(protected, float("inf")).to(device))
-        cost = float((weights or {}).get(name, 1.0))
-        costs.append(torch.full_like(values, cost, dtype=torch.float64, device=device))
+        removable = _removable(values.numel(), max_layer_sparsity)
+        flat.append(values.masked_fill(~_lowest(values, removable), float("inf")).to(device))
+        possible += removable
+    sizes = [each.numel() for each in flat]
     together = torch.cat(flat)
-    possible = sum(_removable(each.numel(), most) for each in flat)
-    if weights is None:
+    if costs is None:
         removed = _lowest(together, min(_share(sparsity, together.numel()), possible))
     else:
-        removed = _lowest_costs(together, torch.cat(costs), sparsity, possible)
-    parts = removed.split([each.numel() for each in flat])
+        each_cost = torch.tensor([costs.get(name, 1.0) for name in scores], dtype=torch.float64, device=device)
+        paid = each_cost.repeat_interleave(torch.tensor(sizes, device=device))
+        removed = _lowest_costs(together, paid, sparsity, possible)
+    parts = removed.split(sizes)
     return {
         name: ~part.view(each.shape).to(each.device) for (name, each), part in zip(scores.items(), parts, strict=True)
     }
@@ -342,9 +343,9 @@ def _lowest(values: Tensor, count: int) -> Tensor:
     return marked.view(values.shape)
 
 
-def _removable(size: int, most: float) -> int:
+def _removable(size: int, share: float) -> int:
     """Return how many entries of a layer may go; in exact decimals, as 0.95 of 20 is 19."""
-    return min(math.floor(Fraction(repr(float(most))) * size), size - 1)
+    return min(math.floor(Fraction(repr(float(share))) * size), size - 1)
 
 
 def _share(share: float, size: int) -> int:

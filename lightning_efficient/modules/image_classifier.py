@@ -12,10 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
-from lightning_efficient._trainer import is_rehearsal
+from lightning_efficient._trainer import average_anew, is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.modules._classifier import Classifier
-from lightning_efficient.modules._pruned import follow_checkpoint, keep_notes, take_pruned
+from lightning_efficient.modules._pruned import follow_checkpoint, has_other_widths, keep_notes, take_pruned
 from lightning_efficient.modules._surgery import (
     follow_recipe,
     keep_recipe,
@@ -45,8 +45,9 @@ class ImageClassifier(Classifier):
         in_chans: Channels of the images: 3, or 1 for grey images.
         pretrained: Whether to start from timm's pretrained weights.
         backbone_kwargs: Further arguments of ``timm.create_model``, such as ``{drop_rate: 0.1}``.
-        backbone_checkpoint: File with weights that the backbone, as it is before any surgery, starts from; or the
-            ``pruned.pt`` of a pruned backbone, which is made as small and has the weights at once.
+        backbone_checkpoint: File with weights that the backbone, as it is before any surgery, starts from. Or the
+            ``pruned.pt`` of a backbone with the same surgery: this one is then made as small and has its weights at
+            once.
         surgery: Policies that make the backbone cheaper, one after the other: a name such as ``SpatialInterpolation``,
             or ``{class_path: SpatialInterpolation, init_args: {factor: 2}}``; see ``lightning_efficient.nn.surgery``.
             With weights to start from, what is new begins without effect. Checkpoints hold the recipe.
@@ -168,23 +169,34 @@ class ImageClassifier(Classifier):
         """
         self._backbone_checkpoint = None
         self._follow_surgery(checkpoint)
+        resized = has_other_widths(checkpoint, self.backbone, "backbone")
+        if resized and self._pruned:  # the file of the pruned network may be another one by now
+            self._build_anew(checkpoint)
         self._pruned = follow_checkpoint(checkpoint, self.backbone, "backbone", self._pruned)
+        if resized and self._is_fitting():
+            average_anew(self.trainer, self)
 
     def _follow_surgery(self, checkpoint: dict[str, Any]) -> None:
         steps = lacking(checkpoint, self.backbone)
         if steps is None and self._same_policies(checkpoint):
             # trained from weights or not, the same policies begin in other ways: the checkpoint's counts
-            pattern = next(self.backbone.parameters())
-            self.backbone = self.network_before_surgery().to(pattern.device, pattern.dtype)
-            follow_recipe(checkpoint, self.backbone)
-            self._arrange()
+            self._build_anew(checkpoint)
             return
-        if steps and self.ema_decay and self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        if steps and self.ema_decay and self._is_fitting():
             raise ConfigurationError(
                 "the checkpoint's backbone was changed by hand, which model.ema_decay cannot follow as a run goes on; "
                 "change the backbone in the same way before fit, or give the change as model.surgery"
             )
         follow_recipe(checkpoint, self.backbone)
+
+    def _build_anew(self, checkpoint: dict[str, Any]) -> None:
+        pattern = next(self.backbone.parameters())
+        self.backbone = self.network_before_surgery().to(pattern.device, pattern.dtype)
+        follow_recipe(checkpoint, self.backbone)
+        self._arrange()
+
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def _same_policies(self, checkpoint: dict[str, Any]) -> bool:
         theirs = checkpoint.get("hyper_parameters", {}).get("surgery")

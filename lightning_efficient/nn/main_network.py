@@ -41,6 +41,6 @@ def main_network(module: nn.Module, name: str | None = None, option: str = "netw
     if usual or len(children) == 1:
         return (usual or children)[0]
     raise ConfigurationError(
-        f"{type(module).__name__} does not tell which part of it is the network: its parts with weights are {children}; "
+        f"{type(module).__name__} does not tell which of its parts is the network: with weights are {children}; "
         f"name one with {option}="
     )

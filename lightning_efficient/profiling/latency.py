@@ -161,9 +161,9 @@ def check_options(
     """Raise ``ConfigurationError`` for options that ``measure_latency`` cannot work with."""
     if any(size < 1 for size in batch_sizes):
         raise ConfigurationError(f"batch sizes must be 1 or more, got {list(batch_sizes)}")
-    if threads is not None and not all(number >= 1 for number in thread_counts(threads)):
+    if threads is not None and not (thread_counts(threads) and min(thread_counts(threads)) >= 1):
         raise ConfigurationError(f"threads must be 1 or more, or None for the current number, got {threads}")
-    if min_run_time <= 0 or warmup < 0:
+    if not min_run_time > 0 or warmup < 0:
         message = f"min_run_time must be positive and warmup 0 or more, got {min_run_time} and {warmup}"
         raise ConfigurationError(message)
     if precision is not None and precision not in _AUTOCAST:

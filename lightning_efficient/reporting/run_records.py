@@ -32,8 +32,10 @@ class RunRecord:
         path: Its folder.
         metrics: Finite numbers by key, such as ``val/accuracy``, ``profile/macs`` or ``pruning/sparsity``.
         config: Of ``config.yaml``, else what the logger noted; empty if there is neither.
-        conditions: By the first part of a key, how what is measured there was measured: threads, device, precision.
+        conditions: By the first part of a key, how what is measured there was measured: threads, device, precision,
+            and of energy the devices that were counted.
         finished: False where a W&B file does not say that the run has ended; it was killed, or still runs.
+        incomplete: First parts of keys of what was not measured during the whole run.
     """
 
     name: str
@@ -42,6 +44,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, dict[str, str]] = field(default_factory=dict)
     finished: bool = True
+    incomplete: tuple[str, ...] = ()
 
 
 def read_runs(path: str | Path) -> list[RunRecord]:
@@ -95,14 +98,17 @@ def read_run(path: str | Path) -> RunRecord:
     if wandb_run:
         metrics = _only_in_summary(wandb_run) | metrics
     conditions: dict[str, dict[str, str]] = {}
+    incomplete: list[str] = []
     for json_file in sorted(own.glob("*.json")):
         content = _json(json_file)
         metrics |= dict(_numbers(content, json_file.stem))
         if noted := _conditions(content):
             conditions[json_file.stem] = noted
+        if isinstance(content, dict) and content.get("complete") is False:
+            incomplete.append(json_file.stem)
     metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
     finished = wandb_run.finished if wandb_run else True
-    return RunRecord(_name(folder, wandb_run), folder, metrics, config, conditions, finished)
+    return RunRecord(_name(folder, wandb_run), folder, metrics, config, conditions, finished, tuple(incomplete))
 
 
 def grouped(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -236,10 +242,12 @@ def _numbers(content: Any, prefix: str) -> Iterator[tuple[str, float]]:
 
 
 def _of_latency(latency: Any, prefix: str) -> Iterator[tuple[str, float]]:
+    if not isinstance(latency, dict) or "batch_size" not in latency:
+        return
     # the names that Footprint.scalars() gives them
     batch = f"b{latency['batch_size']}"
     for key, name in (("p50_ms", "latency_ms_p50"), ("p95_ms", "latency_ms_p95"), ("throughput", "throughput")):
-        if key in latency:
+        if isinstance(latency.get(key), int | float):
             yield f"{prefix}/{name}_{batch}", float(latency[key])
 
 
@@ -248,7 +256,11 @@ def _conditions(content: Any) -> dict[str, str]:
         return {}
     latencies = content.get("latencies")
     source = latencies[0] if isinstance(latencies, list) and latencies else content
-    return {key: str(source[key]) for key in _CONDITIONS if source.get(key) is not None}
+    if not isinstance(source, dict):
+        return {}
+    found = {key: str(source[key]) for key in _CONDITIONS if source.get(key) is not None}
+    devices = content.get("devices")  # of energy
+    return found | ({"devices": " + ".join(sorted(devices))} if isinstance(devices, dict) and devices else {})
 
 
 def _without_seeds(config: Any) -> Any:

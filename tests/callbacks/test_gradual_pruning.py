@@ -353,7 +353,7 @@ def test_masks_of_another_network_are_refused(change: Any, match: str, tmp_path:
         ({"rounds": 0}, "rounds=0"),
         ({"regrowth": 2.0}, "regrowth=2.0"),
         ({"regrowth": 0.1, "structure": "channels"}, "regrowth=0.1 brings single weights back"),
-        ({"max_layer_sparsity": 0.0}, "most=0.0"),
+        ({"max_layer_sparsity": 0.0}, "max_layer_sparsity=0.0"),
         ({"seed": 0.5}, "seed=0.5"),
         ({"measure": "no"}, "measure='no'"),
     ],
@@ -368,7 +368,7 @@ def test_an_option_outside_its_range_is_refused(options: Any, match: str) -> Non
     ("options", "match"),
     [
         ({"sparsity": 0.97}, "sparsity=0.97 cannot be reached, the largest possible is 0.9"),
-        ({"layers": {"^6$": 0.99}}, "layer '6' is above the largest possible"),
+        ({"layers": {"^6$": 0.99}}, "layer '6' is above max_layer_sparsity=0.95"),
         ({"layers": {"conv": 0.0}}, "'conv' fits none of the 3 layers"),
         ({"layers": {"(": 0.0}}, "is no regular expression"),
         ({"layers": {"": 0.0}}, "leaves nothing to prune"),

@@ -253,7 +253,7 @@ def test_a_strategy_that_shards_the_model_is_refused() -> None:
     class Sharded:
         strategy = FSDPStrategy()
 
-    with pytest.raises(ConfigurationError, match="FSDPStrategy shards it"):
+    with pytest.raises(ConfigurationError, match="FSDPStrategy shards the parameters"):
         LatencyProfiler().setup(Sharded(), Net(), "fit")
 
 

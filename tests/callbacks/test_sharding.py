@@ -54,8 +54,8 @@ REFUSE: dict[type[L.Callback], Callable[[], L.Callback]] = {
     QuantizationAware: QuantizationAware,
     LatencyProfiler: LatencyProfiler,
 }
-EXCEPTIONS = {(Constraint, "DeepSpeed"), (LatencyProfiler, "DeepSpeed")}
-"""Constraint says why: the steps of the optimiser are out of sight. LatencyProfiler does not look for it."""
+EXCEPTIONS = {(Constraint, "DeepSpeed")}
+"""Constraint says why: the steps of the optimiser are out of sight."""
 
 
 class Net(L.LightningModule):

@@ -35,6 +35,28 @@ def test_short_forms_are_written_out(words: list[str], meaning: list[str]) -> No
     assert expanded("fit", *words, "--trainer.max_epochs", "3") == ["fit", *meaning, "--trainer.max_epochs", "3"]
 
 
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        (["profile", "--threads", "1", "2", "--layers", "3"], ["--threads", "[1,2]", "--layers", "3"]),
+        (["profile", "--batch_sizes=1", "8"], ["--batch_sizes", "[1,8]"]),
+        (["profile", "--variants", "bf16"], ["--variants", "[bf16]"]),
+        (["profile", "--threads", "-1"], ["--threads", "[-1]"]),
+        (["profile", "--threads", "[1, 2]", "--variants=[all]"], ["--threads", "[1, 2]", "--variants", "[all]"]),
+        (["profile", "--threads", "null"], ["--threads", "null"]),
+        (["profile", "--threads"], ["--threads"]),
+        (["profile", "--input_shape", "3", "32", "32", "--timm", "resnet18"], ["--input_shape", "[3,32,32]", *RESNET]),
+        (["export", "--formats", "torch", "onnx", "--timm", "resnet18"], ["--formats", "[torch,onnx]", *RESNET]),
+        (["fit", "--threads", "1", "2"], ["--threads", "1", "2"]),
+    ],
+    ids=[
+        "several", "equals", "one", "negative", "lists", "null", "nothing", "shape", "export", "fit",
+    ],
+)  # fmt: skip
+def test_values_that_follow_one_by_one_become_a_list(words: list[str], meaning: list[str]) -> None:
+    assert expanded(*words) == [words[0], *meaning]
+
+
 def test_configs_keep_their_order() -> None:
     words = expanded("fit", "--config", "quickstart", "--config", "trainer/bf16")
     assert words == ["fit", "--config", QUICKSTART, "--config", str(find("trainer/bf16"))]

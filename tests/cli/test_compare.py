@@ -100,6 +100,35 @@ def test_a_run_without_an_axis_is_named_and_left_out(runs: Path, command: Callab
     assert "unfinished" not in done.out
 
 
+def test_energy_of_other_devices_or_of_a_part_of_a_run_is_doubted(runs: Path, command: Callable[..., Any]) -> None:
+    for name, devices, complete in (("small", ["cpu:0"], True), ("large", ["cpu:0", "gpu:0"], False)):
+        content = {"joules": 5.0, "complete": complete, "devices": dict.fromkeys(devices, 1.0)}
+        (runs / name / "energy.json").write_text(json.dumps(content))
+    done = command("compare", runs / "small", runs / "large", "--x", "energy/joules")
+    assert done.status == 0
+    assert "warning: large (runs/large): energy was measured for a part of the run only\n" in done.err
+    assert "not comparable: devices cpu:0 (small); devices cpu:0 + gpu:0 (large)\n" in done.err
+
+
+@pytest.mark.parametrize("latencies", [[3], [{}], [{"batch_size": 1, "p50_ms": None}]], ids=["number", "empty", "null"])
+def test_a_profile_that_is_not_ours_has_no_latency(
+    runs: Path, command: Callable[..., Any], latencies: list[Any]
+) -> None:
+    (runs / "small" / "profile.json").write_text(json.dumps({"macs": 1e6, "latencies": latencies}))
+    assert command("compare", runs / "small", runs / "large").status == 0
+    assert "left out small" in command("compare", runs / "small", runs / "large", "--x", "latency_ms").err
+
+
+def test_what_cannot_be_written_is_named_by_its_option_and_nothing_is_left(
+    runs: Path, command: Callable[..., Any]
+) -> None:
+    done = command("compare", runs, "--out", "new", "--json_file", "nowhere/x.json")
+    assert (done.status, done.err) == (2, "error: --json_file nowhere/x.json: there is no folder nowhere\n")
+    assert not Path("new").exists()
+    Path("taken").touch()
+    assert "--out taken: it cannot be written" in command("compare", runs, "--out", "taken").err
+
+
 def test_latencies_under_different_conditions_are_doubted(runs: Path, command: Callable[..., Any]) -> None:
     make_run(runs / "threaded", 5e6, 0.9, threads=4)
     assert command("compare", runs).err == ""  # MACs do not depend on them

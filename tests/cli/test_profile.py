@@ -90,7 +90,7 @@ def test_a_budget_without_any_latency_still_has_a_page(footprint: Footprint) -> 
 
 def test_the_command_measures_draws_and_writes_all_that_is_asked_for(command: Command, tmp_path: Path) -> None:
     result = command(
-        "profile", "--timm", "test_byobnet", "--input_shape", "[3,32,32]", "--threads", "[1]", "--batch_sizes", "[1,2]",
+        "profile", "--timm", "test_byobnet", "--input_shape", "[3,32,32]", "--threads", "1", "--batch_sizes", "1", "2",
         "--layers", "4", "--training_memory", "true", "--variants", "[bf16]", "--energy", "true",
         "--figure", "cost.png", "--json_file", "cost.json", *QUICK,
     )  # fmt: skip
@@ -119,6 +119,8 @@ def test_what_does_not_fit_the_budget_is_on_the_page(command: Command) -> None:
         (["--variants", "[bf61]"], "Did you mean 'bf16'"),
         (["--time_budget_s", "0"], "time_budget_s must be above 0, or None for no limit, got 0.0"),
         (["--threads", "[1,0]"], "threads must be 1 or more"),
+        (["--threads", "[]"], "threads must be 1 or more, or None for the current number, got []"),
+        (["--layers", "-3"], "layers must be 0 or more, got -3"),
     ],
 )
 def test_a_mistake_is_one_line(command: Command, words: list[str], message: str) -> None:

@@ -252,6 +252,14 @@ def test_a_study_that_wants_something_else_is_refused(
     assert run("--trials", 1, *words, "--study", "other").status == 0
 
 
+def test_another_study_leaves_the_files_of_the_first_alone(run: Callable[..., Any]) -> None:
+    run("--trials", 1)
+    first = Path("out/trials/0000/config.yaml").read_text()
+    run("--trials", 2, "--seed", 5, "--study", "other")
+    assert Path("out/trials/0000/config.yaml").read_text() == first
+    assert (len(rows()), len(rows("out/other"))) == (1, 2)
+
+
 def test_a_study_of_another_config_is_refused(
     run: Callable[..., Any], tiny_base: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +402,9 @@ def test_no_trial_begins_after_the_time_is_up(run: Callable[..., Any]) -> None:
         (["--sampler", "grid"], "model.optimizer.lr: a grid needs choices"),
         (["--space", "search/digit"], "Did you mean 'search/digits'"),
         (["--storage", "nowhere://x"], "--storage nowhere://x: "),
+        (["--study", "a/b"], "--study 'a/b': it must be a name without slashes"),
+        (["--study", ""], "--study '': it must be"),
+        (["--out", "space.yaml"], "--out space.yaml: it cannot be written"),
         (["--storage", "/nowhere/study.db"], "--storage /nowhere/study.db: "),
     ],
 )

@@ -107,9 +107,9 @@ def test_counts_are_exact_and_the_lowest_go_in_order_of_position(scores, sparsit
     sizes = [len(each) for each in scores.values()]
     if scope == "global" and sparsity * sum(sizes) > sum(sizes) - len(sizes) + 0.5:  # it would empty a layer
         with pytest.raises(ConfigurationError, match="largest possible"):
-            keep_masks(scores, sparsity, scope=scope, most=1.0)
+            keep_masks(scores, sparsity, scope=scope, max_layer_sparsity=1.0)
         return
-    masks = keep_masks(scores, sparsity, scope=scope, most=1.0)
+    masks = keep_masks(scores, sparsity, scope=scope, max_layer_sparsity=1.0)
     groups = [list(scores)] if scope == "global" else [[name] for name in scores]
     for group in groups:
         values = torch.cat([scores[name] for name in group])
@@ -132,22 +132,22 @@ def test_a_higher_sparsity_removes_all_that_a_lower_one_does(
     scores, first: float, second: float, scope: str, weighted: bool
 ) -> None:
     low, high = sorted((first, second))
-    weights = {name: number + 1.5 for number, name in enumerate(scores)} if weighted else None
+    costs = {name: number + 1.5 for number, name in enumerate(scores)} if weighted else None
     try:
-        more = keep_masks(scores, high, scope=scope, most=1.0, weights=weights)
+        more = keep_masks(scores, high, scope=scope, max_layer_sparsity=1.0, costs=costs)
     except ConfigurationError:
         return
-    less = keep_masks(scores, low, scope=scope, most=1.0, weights=weights)
+    less = keep_masks(scores, low, scope=scope, max_layer_sparsity=1.0, costs=costs)
     assert all((less[name] | ~more[name]).all() for name in scores)
 
 
 def test_each_layer_keeps_what_its_limit_says_even_where_all_its_scores_are_low() -> None:
     scores = {"thin": torch.full((4, 5), 0.01), "wide": torch.arange(1.0, 181.0)}
-    masks = keep_masks(scores, 0.5, most=0.95)
+    masks = keep_masks(scores, 0.5, max_layer_sparsity=0.95)
     assert int(masks["thin"].sum()) == 1
     assert int(masks["wide"].sum()) == 99
     assert sparsity_of(masks) == 0.5
-    assert int(keep_masks(scores, 0.5, most=0.5)["thin"].sum()) == 10
+    assert int(keep_masks(scores, 0.5, max_layer_sparsity=0.5)["thin"].sum()) == 10
 
 
 def test_infinite_scores_are_kept_and_scores_below_zero_go_first() -> None:
@@ -164,24 +164,24 @@ def test_a_mapping_gives_each_layer_its_own_sparsity_and_none_to_the_others() ->
 def test_a_sparsity_of_parameters_counts_what_lies_behind_each_entry() -> None:
     scores = {"cheap": torch.tensor([1.0, 2.0, 3.0, 4.0]), "dear": torch.tensor([2.5, 9.0])}
     # 4 entries of 1 and 2 of 10 parameters: half of the 24 is what 1.0, 2.0 and 2.5 hold
-    masks = keep_masks(scores, 0.5, weights={"dear": 10})
+    masks = keep_masks(scores, 0.5, costs={"dear": 10})
     assert [mask.tolist() for mask in masks.values()] == [[False, False, True, True], [False, True]]
 
 
 @pytest.mark.parametrize(
     ("sparsity", "options", "says"),
     [
-        (1.0, {}, "sparsity=1.0 cannot be reached, the largest possible is 0.9461: .* layer 'head' 1 of 10"),
-        (0.96, {"scope": "layer"}, "sparsity=0.96 of layer 'conv' is above the largest possible 0.95"),
-        (1.0, {"scope": "layer", "most": 1.0}, "of layer 'conv' is above the largest possible 0.9916"),
-        ({"head": 0.99}, {}, "sparsity=0.99 of layer 'head' is above the largest possible 0.95"),
+        (1.0, {}, "the largest possible is 0.9461: max_layer_sparsity=0.95 leaves layer 'head' 1 of 10."),
+        (0.96, {"scope": "layer"}, "sparsity=0.96 of layer 'conv' is above max_layer_sparsity=0.95"),
+        (1.0, {"scope": "layer", "max_layer_sparsity": 1.0}, "of layer 'conv' is above the largest possible 0.9916"),
+        ({"head": 0.99}, {}, "sparsity=0.99 of layer 'head' is above max_layer_sparsity=0.95"),
         ({"hed": 0.5}, {}, "layer 'hed' that is not there. Did you mean 'head'"),
         (80, {}, "sparsity=80 is outside .* not a percent"),
         ("half", {}, "sparsity='half' must be a number"),
         (0.5, {"scope": "globally"}, "scope='globally' is not one of"),
-        (0.5, {"most": 0}, "most=0 is outside"),
+        (0.5, {"max_layer_sparsity": 0}, "max_layer_sparsity=0 is outside"),
     ],
-    ids=["whole", "layer", "whole_layer", "own", "unknown", "percent", "text", "scope", "most"],
+    ids=["whole", "layer", "whole_layer", "own", "unknown", "percent", "text", "scope", "limit"],
 )
 def test_what_would_remove_a_layer_or_cannot_be_reached_is_refused(sparsity, options, says: str) -> None:
     sizes = {"conv": 120, "head": 10}
@@ -195,8 +195,9 @@ def test_what_would_remove_a_layer_or_cannot_be_reached_is_refused(sparsity, opt
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 500), min_size=1), st.floats(0.5, 1))
 def test_the_largest_possible_value_that_is_named_is_possible(sizes: dict[str, int], most: float) -> None:
     with pytest.raises(ConfigurationError, match="largest possible is") as caught:
-        check_sparsity(sizes, 1.0, most=most)
-    check_sparsity(sizes, float(str(caught.value).split("largest possible is ")[1].split(":")[0]), most=most)
+        check_sparsity(sizes, 1.0, max_layer_sparsity=most)
+    largest = float(str(caught.value).split("largest possible is ")[1].split(":")[0])
+    check_sparsity(sizes, largest, max_layer_sparsity=most)
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:

@@ -28,6 +28,7 @@ from lightning_efficient.callbacks import (
     GradualPruning,
     GuideSchedule,
     LatencyProfiler,
+    QuantizationAware,
     SelectiveCoverage,
 )
 from lightning_efficient.datamodules import Digits, SequentialImages
@@ -160,6 +161,9 @@ SETTINGS = {
         {"network": None, "schedule": "iterative"},
         {"network": "backbone.classifier", "name": "second"},
         observes=False,
+    ),
+    "QuantizationAware": Setting(
+        QuantizationAware, {"measure": False}, {"input_shape": [4]}, second=None, observes=False
     ),
     "Constraint": Setting(
         Constraint,

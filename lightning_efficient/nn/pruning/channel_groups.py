@@ -11,26 +11,7 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.nn.pruning.dependencies import ENTANGLED, trace
 from lightning_efficient.nn.pruning.exactness import Judge, check_runs
-from lightning_efficient.nn.pruning.members import (
-    ChannelGroup,
-    ChannelGroups,
-    Entries,
-    Member,
-    channel_scores,
-    group_masks,
-    parameters_per_channel,
-)
-
-__all__ = [
-    "ChannelGroup",
-    "ChannelGroups",
-    "Entries",
-    "Member",
-    "channel_scores",
-    "find_channel_groups",
-    "group_masks",
-    "parameters_per_channel",
-]
+from lightning_efficient.nn.pruning.members import ChannelGroup, ChannelGroups
 
 
 def find_channel_groups(network: nn.Module, example: Tensor, *, keep: Sequence[str] = ()) -> ChannelGroups:

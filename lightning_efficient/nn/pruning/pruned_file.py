@@ -101,7 +101,7 @@ def load_pruned(file: str | Path, network: nn.Module | None = None) -> nn.Module
         resize_layers(network, state)
         network.load_state_dict(state)
     except (ConfigurationError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:240]
+        reason = " ".join(str(error).removeprefix("state: ").split())[:240]
         message = f"file: {str(path)!r} does not fit {type(network).__name__}: {reason}"
         raise ConfigurationError(message) from error
     write_notes(network, content["notes"])

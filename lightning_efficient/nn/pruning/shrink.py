@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.nn.pruning.layer_sizes import cut, fit, side_size
 from lightning_efficient.nn.pruning.members import ChannelGroup, ChannelGroups, Side, check_keep
-from lightning_efficient.nn.pruning.width_notes import follow_widths, widths
+from lightning_efficient.nn.pruning.width_notes import first_layers, follow_widths, widths
 from lightning_efficient.nn.views import find_classifiers
 
 
@@ -99,7 +99,6 @@ def resize_layers(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         >>> network[0].out_features, network[2].in_features
         (5, 5)
     """
-    before = widths(network)
     layers = dict(network.named_modules(remove_duplicate=False))
     own = network.state_dict(keep_vars=True)
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
@@ -111,13 +110,19 @@ def resize_layers(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         layer, _, last = name.rpartition(".")
         if layer in layers:
             shapes[layer][last] = tuple(there.shape)
+    if all(tuple(own[name].shape) == tuple(state[name].shape) for name in own if isinstance(own[name], Tensor)):
+        return
+    before = widths(network)
     # of other networks the last linear layer need not be what writes the output
     outputs = find_classifiers(network) if callable(getattr(network, "get_classifier", None)) else {}
+    inputs = [name for name in first_layers(network) if f"{name}.weight" in own]
     replaced: dict[str, nn.Module] = {}
     try:
         for name, wanted in shapes.items():
             replaced[name] = _memory(layers[name])
             if name in outputs and wanted.get("weight", (0,))[0] != len(own[f"{name}.weight".lstrip(".")]):
+                _refuse(name, layers[name], wanted)
+            if name in inputs and wanted.get("weight", (0, 0))[1] != own[f"{name}.weight"].shape[1]:
                 _refuse(name, layers[name], wanted)
             if not fit(layers[name], wanted):
                 _refuse(name, layers[name], wanted)

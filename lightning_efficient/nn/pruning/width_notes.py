@@ -90,6 +90,13 @@ def write_notes(network: nn.Module, notes: Mapping[str, Any]) -> None:
                 entry["num_chs"] = width
 
 
+def first_layers(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that read a network's input, as timm notes them; nothing where it does not."""
+    config: Any = getattr(network, "pretrained_cfg", None)
+    noted = config.get("first_conv") if isinstance(config, Mapping) else None
+    return (noted,) if isinstance(noted, str) else tuple(noted or ())
+
+
 def _noted(module: nn.Module) -> dict[str, int]:
     """Return the notes of a module that has other modules; those of a layer are its own sizes."""
     if not any(True for _ in module.children()):

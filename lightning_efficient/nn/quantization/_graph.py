@@ -72,9 +72,8 @@ def traced(network: nn.Module, example: Tensor) -> GraphModule:
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             module.graph.erase_node(node)
-        elif (
-            node.target in _SOURCES
-        ):  # torchao goes by the class of the layer, and would miss subclasses such as timm's
+        elif node.target in _SOURCES:
+            # torchao goes by the class of the layer, and would miss subclasses such as timm's
             node.meta["source_fn_stack"] = [(node.name, _SOURCES[node.target])]
     module.recompile()
     return module

@@ -110,7 +110,7 @@ def test_a_network_that_timm_does_not_make_needs_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="does not say how its network is made; give one as network="):
         load_pruned(file)
     assert load_pruned(file, nn.Linear(2, 4)).out_features == 3
-    with pytest.raises(ConfigurationError, match="does not fit Linear: state: 'weight' has shape"):
+    with pytest.raises(ConfigurationError, match="does not fit Linear: 'weight' has shape"):
         load_pruned(file, nn.Linear(2, 2))
     with pytest.raises(ConfigurationError, match="has 'bias', which Linear lacks"):
         load_pruned(file, nn.Linear(2, 4, bias=False))
