@@ -83,8 +83,10 @@ def _with_lists(words: list[str]) -> list[str]:
         while position < len(words) and not re.match(r"--?[a-zA-Z]", words[position]):  # -1 is a value
             values.append(words[position])
             position += 1
-        plain = len(values) > 1 or not re.match(r"\[|null$", "".join(values))
-        found += [option, f"[{','.join(values)}]"] if values and plain else [option, *values]
+        if not values or values == ["null"]:
+            found += [option, *values]
+        else:  # [1, 2] comes in two words where the shell has split it
+            found += [option, " ".join(values) if values[0].startswith("[") else f"[{','.join(values)}]"]
     return found
 
 

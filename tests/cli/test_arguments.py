@@ -44,13 +44,14 @@ def test_short_forms_are_written_out(words: list[str], meaning: list[str]) -> No
         (["profile", "--threads", "-1"], ["--threads", "[-1]"]),
         (["profile", "--threads", "[1, 2]", "--variants=[all]"], ["--threads", "[1, 2]", "--variants", "[all]"]),
         (["profile", "--threads", "null"], ["--threads", "null"]),
+        (["profile", "--threads", "[1,", "2]"], ["--threads", "[1, 2]"]),
         (["profile", "--threads"], ["--threads"]),
         (["profile", "--input_shape", "3", "32", "32", "--timm", "resnet18"], ["--input_shape", "[3,32,32]", *RESNET]),
         (["export", "--formats", "torch", "onnx", "--timm", "resnet18"], ["--formats", "[torch,onnx]", *RESNET]),
         (["fit", "--threads", "1", "2"], ["--threads", "1", "2"]),
     ],
     ids=[
-        "several", "equals", "one", "negative", "lists", "null", "nothing", "shape", "export", "fit",
+        "several", "equals", "one", "negative", "lists", "null", "split list", "nothing", "shape", "export", "fit",
     ],
 )  # fmt: skip
 def test_values_that_follow_one_by_one_become_a_list(words: list[str], meaning: list[str]) -> None:
