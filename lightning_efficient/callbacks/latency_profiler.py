@@ -46,6 +46,7 @@ class LatencyProfiler(Callback):
         layers: How many of the layers with most MACs get a bar in the picture; 0 draws none.
         variants: Also compare with other forms of the module, see ``compare_variants``; ``"all"`` means all.
         training_memory: Also measure the memory of a training step, at the largest batch size and at least 2 samples.
+        energy: Also measure the energy of a sample, where the machine has counters (extra ``energy``).
         time_budget_s: Seconds for the whole measurement; what does not fit is told in a warning.
 
     Attributes:
@@ -71,6 +72,7 @@ class LatencyProfiler(Callback):
         layers: int = 15,
         variants: Sequence[str] = (),
         training_memory: bool = False,
+        energy: bool = False,
         time_budget_s: float | None = None,
     ) -> None:
         if when not in _WHEN:
@@ -89,6 +91,7 @@ class LatencyProfiler(Callback):
         self.layers = layers
         self.variants = variant_names(variants)
         self.training_memory = training_memory
+        self.energy = energy
         self.time_budget_s = time_budget_s
         self.footprint: Footprint | None = None
         self._sample: Any = None
@@ -120,6 +123,7 @@ class LatencyProfiler(Callback):
             precision=precision,
             training=self.training_memory,
             variants=() if rehearsal else self.variants,
+            energy=self.energy and not rehearsal,
             time_budget_s=self.time_budget_s,
         )
         return self.footprint

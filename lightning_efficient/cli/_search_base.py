@@ -27,10 +27,12 @@ class Protocol:
     Attributes:
         batch_size: Samples per forward pass.
         threads: Intra-op threads of torch.
+        energy: Whether to measure the energy of a sample, too.
     """
 
     batch_size: int = 1
     threads: int = 1
+    energy: bool = False
 
 
 class BaseConfig:
@@ -141,6 +143,7 @@ def timed(config: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
     profilers = [one for one in callbacks if _is_profiler(one)]
     options = dict(profilers[-1].get("init_args") or {}) if profilers else {}
     options |= {"batch_sizes": [protocol.batch_size], "threads": protocol.threads, "when": "fit_end"}
+    options |= {"energy": True} if protocol.energy else {}
     others = [one for one in callbacks if not _is_profiler(one)]
     config["trainer"]["callbacks"] = [*others, {"class_path": PROFILER, "init_args": options}]
     return config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_efficient.cli.config_files import find
+from lightning_efficient.cli.config_files import find_for_fit
 from lightning_efficient.cli.latest_run import WORDS
 from lightning_efficient.errors import ConfigurationError
 
@@ -57,7 +57,7 @@ def expand(arguments: Sequence[str], is_timm_model: Callable[[str], bool]) -> li
         if word in ("--config", "-c"):
             value = _value_of(word, words)
             # LightningCLI also takes YAML itself in place of a file
-            expanded += ["--config", value if "\n" in value or "{" in value else str(find(value))]
+            expanded += ["--config", value if "\n" in value or "{" in value else str(find_for_fit(value))]
         elif word == "--timm":
             expanded += _classifier(_value_of(word, words))
         elif word == "--model":

@@ -65,6 +65,18 @@ def is_fragment(file: Path) -> bool:
     return file.resolve().parent.name in FRAGMENTS
 
 
+def find_for_fit(name: str) -> Path:
+    """Return the file of a config, as ``find`` does, unless it is for another command.
+
+    Raises:
+        ConfigurationError: it is for ``search`` or for a W&B sweep.
+    """
+    file = find(name)
+    if is_search(file):
+        raise ConfigurationError(f"--config {name}: this file is for search --space, or for wandb sweep, not for fit")
+    return file
+
+
 def is_search(file: Path) -> bool:
     """Tell whether a file is for ``search`` or for a W&B sweep, and not for ``fit``."""
     return file.resolve().parent.name == SEARCHES

@@ -132,7 +132,11 @@ class _Search:
 
         self.base = parsed(options.fit)
         self.space = self.base.fitted(space)
-        self.protocol = Protocol(options.latency_batch, options.threads) if self.aims.profiled else None
+        energy = any(objective.name == "energy_mj" for objective in self.aims.objectives)
+        if energy and (reason := _no_meter()):
+            raise ConfigurationError(f"--objectives has energy_mj, and there is no meter here: {reason}")
+        profiled = self.aims.profiled
+        self.protocol = Protocol(options.latency_batch, options.threads, energy) if profiled else None
         name = Path(options.config[-1]).stem if options.config and "{" not in options.config[-1] else "fit"
         home: Path = options.out or Path("runs") / "search" / name
         # two studies must not write over each other's files
@@ -285,6 +289,12 @@ def parsed(words: Sequence[str]) -> BaseConfig:
     from lightning_efficient.cli._search_base import BaseConfig
 
     return BaseConfig(words)
+
+
+def _no_meter() -> str | None:
+    from lightning_efficient.profiling.energy import EnergyCounter
+
+    return EnergyCounter().available()
 
 
 def _processes() -> Processes:

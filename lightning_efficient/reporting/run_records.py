@@ -20,6 +20,12 @@ MARKS = ("metrics.csv", "profile.json", "pruning.json", "quantization.json", "en
 _DEPTH = 3
 _LARGEST_JSON = 4_000_000
 _CONDITIONS = ("threads", "device", "precision")
+_COST_OF_THE_PRODUCT = {
+    "parameters/left": "parameters",
+    "bytes/on_disk": "bytes_on_disk",
+    **{f"latency_ms/b{batch}/pruned": f"latency_ms_p50_b{batch}" for batch in (1, 32)},
+}
+"""What ``GradualPruning`` tells of the smaller network, and what a profile calls that."""
 _SEEDS = ("seed", "seed_everything")
 
 
@@ -76,7 +82,8 @@ def read_run(path: str | Path) -> RunRecord:
     Metrics come from ``metrics.csv`` or the W&B file. Of what was validated after each epoch it is the values of the
     epoch whose checkpoint counts as best, which is the best by the ``monitor`` of the first ``ModelCheckpoint`` in the
     config; without one, the last. Of everything else it is the last. Each JSON file adds its numbers under its name:
-    ``profile.json`` gives ``profile/macs``.
+    ``profile.json`` gives ``profile/macs``. Where channels were pruned, what the smaller network costs is that of the
+    run: its profile is of the network before they were removed.
 
     Args:
         path: A run folder, or one of W&B.
@@ -106,7 +113,7 @@ def read_run(path: str | Path) -> RunRecord:
             conditions[json_file.stem] = noted
         if isinstance(content, dict) and content.get("complete") is False:
             incomplete.append(json_file.stem)
-    metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    metrics = {key: value for key, value in _of_the_product(metrics).items() if math.isfinite(value)}
     finished = wandb_run.finished if wandb_run else True
     return RunRecord(_name(folder, wandb_run), folder, metrics, config, conditions, finished, tuple(incomplete))
 
@@ -261,6 +268,19 @@ def _conditions(content: Any) -> dict[str, str]:
     found = {key: str(source[key]) for key in _CONDITIONS if source.get(key) is not None}
     devices = content.get("devices")  # of energy
     return found | ({"devices": " + ".join(sorted(devices))} if isinstance(devices, dict) and devices else {})
+
+
+def _of_the_product(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics with the costs of the network in ``pruned.pt`` in place of those before channels were removed."""
+    macs = metrics.get("pruning/macs/left")
+    if macs is None or macs == metrics.get("pruning/macs/dense"):
+        return dict(metrics)
+    told = {"profile/macs": macs, "profile/flops": 2 * macs}
+    for key, value in metrics.items():
+        first, *rest = key.split("/")
+        if first == "pruning" and (name := _COST_OF_THE_PRODUCT.get("/".join(rest))):
+            told[f"profile/{name}"] = value
+    return {key: value for key, value in metrics.items() if not key.startswith("profile/")} | told
 
 
 def _without_seeds(config: Any) -> Any:

@@ -72,6 +72,7 @@ def test_configs_keep_their_order() -> None:
         (["--config", "quickstrat"], "Did you mean 'quickstart'"),
         (["--timm", "resnet18", "--model", "ImageClassifier"], "--timm and --model both name the model"),
         (["--timm=resnet18", "--model=ImageClassifier"], "--timm and --model both name the model"),
+        (["--config", "search/digits"], "--config search/digits: this file is for search --space"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], message: str) -> None:

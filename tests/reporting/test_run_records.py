@@ -219,3 +219,29 @@ def test_a_wandb_file_cut_short_gives_what_it_has_and_a_damaged_one_is_refused(o
     (tmp_path / "broken.wandb").write_bytes(broken)
     with pytest.raises(ConfigurationError, match=r"broken.wandb is damaged at byte \d+"):
         read_wandb_file(tmp_path / "broken.wandb")
+
+
+def test_a_run_that_removed_channels_costs_what_its_smaller_network_does(tmp_path: Path) -> None:
+    pruning = {
+        "macs": {"dense": 10, "left": 4},
+        "parameters": {"dense": 9, "left": 3},
+        "bytes": {"on_disk": 70, "compressed": 50},
+        "latency_ms": {"b1": {"pruned": 0.5, "dense": 0.7}},
+    }
+    metrics = read_run(make_run(tmp_path / "run", profile=PROFILE, pruning=pruning)).metrics
+    assert {key: value for key, value in metrics.items() if key.startswith("profile/")} == {
+        "profile/macs": 4,
+        "profile/flops": 8,
+        "profile/parameters": 3,
+        "profile/bytes_on_disk": 70,
+        "profile/latency_ms_p50_b1": 0.5,
+    }
+
+
+def test_zeros_among_the_weights_leave_the_costs_as_they_are(tmp_path: Path) -> None:
+    pruning = {"macs": {"dense": 10, "left": 10}, "parameters": {"dense": 9, "left": 3}}
+    with_zeros = read_run(make_run(tmp_path / "run", profile=PROFILE, pruning=pruning)).metrics
+    without = read_run(make_run(tmp_path / "other", profile=PROFILE)).metrics
+    assert {key: value for key, value in with_zeros.items() if key.startswith("profile/")} == {
+        key: value for key, value in without.items() if key.startswith("profile/")
+    }
