@@ -66,6 +66,7 @@ class Footprint:
         variants: The model in other forms, where that was asked for.
         energy_mj: Millijoules per sample, where that was asked for and something measures them.
         left_out: What was asked for and is missing, each with the reason.
+        processor: Name of the processor that was measured on; empty in files of earlier versions.
 
     Example:
         >>> footprint = Footprint("net", 10, 10, 40, 1200, 8, 16, (), 64, "live tensors", (4,), ())
@@ -92,6 +93,7 @@ class Footprint:
     variants: VariantComparison | None = None
     energy_mj: float | None = None
     left_out: tuple[str, ...] = ()
+    processor: str = ""
 
     _shared: ClassVar[tuple[str, ...]] = ("name", "parameters", "macs", "bytes", "bytes_on_disk", "peak_memory_bytes")
     _timed: ClassVar[tuple[str, ...]] = (

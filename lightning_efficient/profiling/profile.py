@@ -15,6 +15,7 @@ from lightning_efficient.profiling.energy import EnergyCounter, MeterError, ener
 from lightning_efficient.profiling.footprint import Footprint
 from lightning_efficient.profiling.inputs import arguments, device_of, first_tensor, random_example, rebatch, to_device
 from lightning_efficient.profiling.latency import check_options, measure_latency, thread_counts
+from lightning_efficient.profiling.machine import processor_of
 from lightning_efficient.profiling.macs import count_macs
 from lightning_efficient.profiling.memory import peak_memory
 from lightning_efficient.profiling.saved_size import bytes_on_disk
@@ -133,6 +134,7 @@ def profile_module(
         variants=compared,
         energy_mj=spent,
         left_out=tuple(budget.left_out),
+        processor=processor_of(device_of(module)),
     )
 
 

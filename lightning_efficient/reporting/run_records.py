@@ -266,6 +266,8 @@ def _conditions(content: Any) -> dict[str, str]:
     if not isinstance(source, dict):
         return {}
     found = {key: str(source[key]) for key in _CONDITIONS if source.get(key) is not None}
+    if content.get("processor"):
+        found["processor"] = str(content["processor"])
     devices = content.get("devices")  # of energy
     return found | ({"devices": " + ".join(sorted(devices))} if isinstance(devices, dict) and devices else {})
 

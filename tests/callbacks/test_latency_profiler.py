@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_efficient.callbacks.latency_profiler import LatencyProfiler
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.profiling import Footprint
+from lightning_efficient.profiling.energy import EnergyCounter
 
 QUICK = {"min_run_time_s": 0.01}
 MACS = 4 * 8 + 8 * 2
@@ -123,6 +124,14 @@ def test_more_is_measured_where_it_is_asked_for_and_the_training_is_the_same(tmp
 def test_what_does_not_fit_the_time_budget_is_told_in_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="left out: latency at batch 1, threads .*does not fit into 1e-06 s"):
         trainer(tmp_path, LatencyProfiler(layers=0, time_budget_s=1e-6), max_epochs=1).fit(Net(), pairs())
+
+
+def test_energy_that_no_meter_tells_is_told_in_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EnergyCounter, "available", lambda self: "no counters here")
+    profiler = LatencyProfiler(layers=0, energy=True, min_run_time_s=0.01)
+    with pytest.warns(UserWarning, match=r"left out: energy: no meter \(no counters here\)"):
+        trainer(tmp_path, profiler, max_epochs=1).fit(Net(), pairs())
+    assert profiler.footprint.energy_mj is None
 
 
 class Counting(LatencyProfiler):

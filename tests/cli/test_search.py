@@ -425,6 +425,20 @@ def test_a_mistake_is_one_line_and_nothing_runs(run: Callable[..., Any], words: 
     assert says in result.err
 
 
+def test_energy_is_refused_without_a_meter_and_measured_with_one(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_efficient.profiling.energy import EnergyCounter
+
+    monkeypatch.setattr(EnergyCounter, "available", lambda self: "no counters here")
+    result = run("--objectives", "energy_mj")
+    assert (result.status, result.trials.jobs) == (2, [])
+    assert "--objectives has energy_mj, and there is no meter here: no counters here" in result.err
+    monkeypatch.setattr(EnergyCounter, "available", lambda self: None)
+    [job] = run("--objectives", "energy_mj", "--trials", "1").trials.jobs
+    assert job["trainer"]["callbacks"][-1]["init_args"]["energy"] is True
+
+
 @pytest.mark.parametrize(
     ("space", "says"),
     [

@@ -78,6 +78,7 @@ def full(footprint: Footprint) -> Footprint:
         variants=VariantComparison((VariantCost("float"), VariantCost("bf16", (timing,), 450, 0.01)), 2, "cpu", ("x",)),
         energy_mj=1.5,
         left_out=("x",),
+        processor="a processor",
     )
 
 
@@ -87,7 +88,7 @@ def test_a_full_record_survives_json_too(full: Footprint) -> None:
 
 
 def test_json_of_an_older_version_is_still_read(footprint: Footprint) -> None:
-    new = ("layers", "read_bytes", "written_bytes", "training", "variants", "energy_mj", "left_out")
+    new = ("layers", "read_bytes", "written_bytes", "training", "variants", "energy_mj", "left_out", "processor")
     old = {key: value for key, value in footprint.to_dict().items() if key not in new}
     assert Footprint.from_dict(json.loads(json.dumps(old))) == footprint
 

@@ -245,3 +245,9 @@ def test_zeros_among_the_weights_leave_the_costs_as_they_are(tmp_path: Path) -> 
     assert {key: value for key, value in with_zeros.items() if key.startswith("profile/")} == {
         key: value for key, value in without.items() if key.startswith("profile/")
     }
+
+
+def test_the_processor_is_a_condition_of_a_latency(tmp_path: Path) -> None:
+    profile = PROFILE | {"processor": "a processor"}
+    conditions = read_run(make_run(tmp_path / "run", profile=profile)).conditions
+    assert conditions["profile"]["processor"] == "a processor"
