@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from lightning_efficient.cli.option_parser import OptionParser
 from lightning_efficient.cli.output import complain, say
 from lightning_efficient.cli.quiet import quiet
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,16 +35,6 @@ _AXES = (
     "more runs have. Validation counts at the epoch whose checkpoint is the best."
 )
 _TIMED = ("latency", "throughput", "energy", "joules", "time", "seconds", "watts")
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser of whole option names whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
-            known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown option {found[1]}.{did_you_mean(found[1], known)}"
-        raise ConfigurationError(f"{message.rstrip('.')}; see {self.prog} --help")
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ def run_compare(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lightning-efficient compare", description=_ABOUT, epilog=_AXES, allow_abbrev=False)
+    parser = OptionParser(prog="lightning-efficient compare", description=_ABOUT, epilog=_AXES)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run folder, wandb/offline-run-*, or a folder of such")
     add("--x", default="macs", metavar="AXIS", help="horizontal axis (default: macs)")

@@ -6,19 +6,12 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lightning_efficient.cli.config_files import OWN, ConfigFile, find, shipped
+from lightning_efficient.cli.option_parser import OptionParser
 from lightning_efficient.cli.output import complain, say
 from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser of whole option names whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message}; see {self.prog} --help")
 
 
 def run_configs(arguments: Sequence[str]) -> int:
@@ -31,15 +24,15 @@ def run_configs(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lightning-efficient configs", description="The configs that --config finds by name.")
+    parser = OptionParser(prog="lightning-efficient configs", description="The configs that --config finds by name.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ls | cat | cp | check")
-    actions.add_parser("ls", help="list names, and what each is", allow_abbrev=False)
-    actions.add_parser("cat", help="print a config", allow_abbrev=False).add_argument("name")
-    copy = actions.add_parser("cp", help="copy a config to a file of your own, to be edited", allow_abbrev=False)
+    actions.add_parser("ls", help="list names, and what each is")
+    actions.add_parser("cat", help="print a config").add_argument("name")
+    copy = actions.add_parser("cp", help="copy a config to a file of your own, to be edited")
     copy.add_argument("name")
     copy.add_argument("target", nargs="?", type=Path, default=Path(), help="file or folder; by default this folder")
     copy.add_argument("--force", action="store_true", help="overwrite the target")
-    check = actions.add_parser("check", help="parse configs as fit would (loads torch)", allow_abbrev=False)
+    check = actions.add_parser("check", help="parse configs as fit would (loads torch)")
     check.add_argument("names", nargs="*", help="names or files; by default all that are shipped")
     return parser
 

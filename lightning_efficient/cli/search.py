@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
 from lightning_efficient.cli._search_objectives import NAMED, Aims, parse_aims
 from lightning_efficient.cli._search_study import PRUNERS, SAMPLERS, Finished, Study
 from lightning_efficient.cli._search_workers import Outcome, Processes, Report, TrialJob
+from lightning_efficient.cli.option_parser import OptionParser
 from lightning_efficient.cli.output import complain, say
 from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.cli.search_space import load_space
@@ -44,13 +45,6 @@ class Runner(Interface):
         """End all that are running."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser of whole option names whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message.rstrip('.')}; see {self.prog} --help")
-
-
 def run_search(arguments: Sequence[str], runner: Runner | None = None) -> int:
     """Search and return the exit status: 0, 1 if no trial succeeded, 2 for a mistake, 130 after Ctrl-C.
 
@@ -66,12 +60,11 @@ def run_search(arguments: Sequence[str], runner: Runner | None = None) -> int:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = OptionParser(
         prog="lightning-efficient search",
         usage="%(prog)s --config NAME --space NAME [OPTIONS] [OPTIONS OF FIT]",
         description=_ABOUT,
         epilog=_MORE,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", "-c", action="append", default=[], help="what every trial starts from; may be given again")

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from lightning_efficient.cli.option_parser import OptionParser
 from lightning_efficient.cli.output import complain, say
 from lightning_efficient.cli.quiet import quiet
-from lightning_efficient.errors import ConfigurationError, MissingExtraError, did_you_mean
+from lightning_efficient.errors import ConfigurationError, MissingExtraError
 
 METADATA = "metadata.json"
 
 _ABOUT = "Answer requests of EdgeClient with a model that `lightning-efficient export` has written, until Ctrl-C."
 _KEY = "The environment variable LIT_SERVER_API_KEY, where it is set, is what clients must send as X-API-Key."
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser of whole option names whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
-            known = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown option {found[1]}.{did_you_mean(found[1], known)}"
-        raise ConfigurationError(f"{message.rstrip('.')}; see {self.prog} --help")
 
 
 def run_serve(arguments: Sequence[str]) -> int:
@@ -40,11 +30,10 @@ def run_serve(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OptionParser(
         prog="lightning-efficient serve",
         description=_ABOUT,
         epilog=_KEY,
-        allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from lightning_efficient._files import replacing
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError
 
@@ -64,14 +64,9 @@ def write_whole(path: str | Path, content: Mapping[str, Any], kind: str) -> None
         ConfigurationError: it cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as partial:
             partial.write_text(f"{json.dumps(content, indent=2, allow_nan=False)}\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"the {kind} file {path} cannot be written ({error.strerror})") from error
 

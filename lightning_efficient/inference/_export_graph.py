@@ -17,8 +17,9 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule
 
+from lightning_efficient._graph_problems import quiet
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.inference._export_problems import export_problem, quiet
+from lightning_efficient.inference._export_problems import export_problem
 from lightning_efficient.inference._onnx import operators_of, write_onnx
 from lightning_efficient.inference.exported import ExportFormat, sha256_of
 from lightning_efficient.nn.checkpoints import hash_weights

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_efficient._graph_problems import quiet
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_choice, check_count
 from lightning_efficient.inference._calibrated import is_hash, is_number, short
-from lightning_efficient.inference._export_problems import quiet
 from lightning_efficient.inference._onnx import OnnxGraph
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
 

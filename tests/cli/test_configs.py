@@ -54,7 +54,7 @@ def test_cp_overwrites_only_when_told(command: Command, tmp_path: Path) -> None:
         (["lss"], "invalid choice: 'lss'"),
         ([], "the following arguments are required: ls | cat | cp | check"),
         (["cat"], "the following arguments are required: name"),
-        (["cp", "quickstart", "--forc"], "unrecognized arguments: --forc"),
+        (["cp", "quickstart", "--forc"], "unknown option --forc"),
         (["cp", "quickstart", "/proc/nothing/here.yaml"], "No such file or directory"),
     ],
 )

@@ -6,11 +6,11 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
+from lightning_efficient._files import replacing
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.nn.backbones import create_backbone
@@ -64,15 +64,9 @@ def save_pruned(
         },
     }
     path = Path(file).expanduser()
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as stream:
-                torch.save(content, stream)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, partial.open("wb") as stream:
+            torch.save(content, stream)
     except OSError as error:
         raise ConfigurationError(f"file: {str(path)!r} cannot be written ({error.strerror})") from error
     return path

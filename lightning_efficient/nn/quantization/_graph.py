@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
 
+from lightning_efficient._graph_problems import quiet
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn.quantization._norms import LAYER, reveal_norms, separate_norms
-from lightning_efficient.nn.quantization._problems import graph_problem, quiet
+from lightning_efficient.nn.quantization._problems import graph_problem
 from lightning_efficient.nn.views import uncompiled
 
 _aten = torch.ops.aten

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
+from lightning_efficient._graph_problems import quiet
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_flag
 from lightning_efficient.nn.quantization._graph import (
@@ -22,7 +23,7 @@ from lightning_efficient.nn.quantization._graph import (
     traced,
 )
 from lightning_efficient.nn.quantization._norms import fold_norms, to_evaluation
-from lightning_efficient.nn.quantization._problems import graph_problem, quiet, require_torchao
+from lightning_efficient.nn.quantization._problems import graph_problem, require_torchao
 from lightning_efficient.nn.quantization.result import Quantized
 from lightning_efficient.rng import rng_untouched
 

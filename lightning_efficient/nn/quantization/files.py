@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,8 +13,10 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from lightning_efficient._files import replacing
+from lightning_efficient._graph_problems import quiet
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.nn.quantization._problems import graph_problem, quiet, require_torchao
+from lightning_efficient.nn.quantization._problems import graph_problem, require_torchao
 from lightning_efficient.nn.quantization.result import Quantized
 
 _ABOUT = "lightning_efficient_quantized.json"
@@ -51,13 +52,8 @@ def save_quantized(quantized: Quantized, file: str | Path) -> Path:
     with quiet():
         torch.export.save(program, buffer, extra_files={_ABOUT: json.dumps(about)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             partial.write_bytes(buffer.getvalue())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written ({error.strerror}).") from error
     return path

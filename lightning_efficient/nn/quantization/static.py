@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_efficient._graph_problems import quiet
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_count
 from lightning_efficient.nn.quantization._graph import (
@@ -21,7 +22,7 @@ from lightning_efficient.nn.quantization._graph import (
     traced,
 )
 from lightning_efficient.nn.quantization._norms import fold_norms
-from lightning_efficient.nn.quantization._problems import graph_problem, quiet, require_torchao
+from lightning_efficient.nn.quantization._problems import graph_problem, require_torchao
 from lightning_efficient.nn.quantization.result import Quantized
 from lightning_efficient.rng import rng_untouched
 
