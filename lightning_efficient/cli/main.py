@@ -18,7 +18,7 @@ VERBS = {
     "export": "write graphs of a model for deployment, checked against it",
     "serve": "answer requests with an exported model",
     "profile": "parameters, MACs, latency and memory of a model",
-    "quantize": "an 8-bit copy of a model, its size, speed and accuracy beside the original's",
+    "quantize": "an 8-bit copy of a model, with its size, speed and accuracy",
     "compare": "runs side by side, and which of them no other beats",
     "search": "try configurations and keep the best trade-offs",
     "configs": "list, show, copy or check the shipped configs",
