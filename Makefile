@@ -52,7 +52,7 @@ docs: install
 
 bench: install
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[bench]' -c constraints.txt
-	@for study in startup callback_overhead risk_coverage recurrent_cells fptt_memory disk_landscape disk_step selective_thresholds online_abstention global_layer routing_thresholds routed_latency; do $(BIN)/python benchmarks/$$study.py || exit 1; done
+	@for study in startup callback_overhead mac_counters risk_coverage recurrent_cells fptt_memory disk_landscape disk_step selective_thresholds online_abstention global_layer routing_thresholds routed_latency; do $(BIN)/python benchmarks/$$study.py || exit 1; done
 
 clean:
 	@rm -rf $(VENV) site dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
