@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,6 +150,7 @@ def quantize_checkpoint(
     out: str | None = None,
     weights_only: bool | None = None,
     progress: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> QuantizeReport:
     """Quantise the network of a checkpoint by several schemes, evaluate and time each beside the float network.
 
@@ -162,6 +163,7 @@ def quantize_checkpoint(
         out: Folder; by default ``<name>.quantized`` beside the checkpoint.
         weights_only: Whether to load tensors and plain values only.
         progress: Whether the progress bar stays.
+        tell: Is told what is being done.
 
     Raises:
         ConfigurationError: no checkpoint, no data, several processes, an accelerator, or a network that cannot be
@@ -194,6 +196,7 @@ def quantize_checkpoint(
             metrics = evaluate()
         forms = [Evaluated(FLOAT, metrics, Sizes.of_weights(network))]
         predictions = watch.predictions()
+        tell("making the 8-bit networks")
         made, calibrated_on = _made(trainer, model, datamodule, watch.name, watch.example, request)
     if isinstance(found, AwareNetwork) and ranges_are_known(found):
         made.append(convert_aware(found))
@@ -208,6 +211,7 @@ def quantize_checkpoint(
             agreed = agreement(predictions, watch.predictions())
             layers = form.quantized, form.skipped
             forms.append(Evaluated(form.scheme, metrics, Sizes.of_file(file), agreed, *layers, file.name))
+        tell("compiling and timing, which takes from half a minute to some")
         latency, problem = timed(
             {FLOAT: network.eval(), **{form.scheme: form.module for form in made}},
             watch.example,

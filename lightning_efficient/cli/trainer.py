@@ -287,21 +287,27 @@ class EfficientTrainer(Trainer):
             weights_only: Whether to load tensors and plain values only.
         """
         from lightning_efficient.cli._quantize_page import quantize_page
+        from lightning_efficient.cli.footprint_page import progress_line
         from lightning_efficient.cli.quantizing import QuantizeRequest, quantize_checkpoint, schemes_of
 
         sizes = (1, 32) if batch_sizes is None else tuple(batch_sizes)
         chosen = schemes_of(schemes)
         request = QuantizeRequest(chosen, calibration_batches, split, network, sizes, threads, min_run_time_s)
-        report = quantize_checkpoint(
-            self,
-            model,
-            datamodule,
-            ckpt_path,
-            request,
-            out=out,
-            weights_only=weights_only,
-            progress=json_file != "-",
-        )
+        tell, wipe = progress_line()
+        try:
+            report = quantize_checkpoint(
+                self,
+                model,
+                datamodule,
+                ckpt_path,
+                request,
+                out=out,
+                weights_only=weights_only,
+                progress=json_file != "-",
+                tell=tell,
+            )
+        finally:
+            wipe()
         if report.folder is not None:
             _write(json_file, report.to_dict())
         _show(quantize_page(report), report.to_dict(), json_file)

@@ -401,24 +401,22 @@ def test_two_prune_different_parts_and_not_the_same(tmp_path: Path) -> None:
         fit(pruning(), pruning(network="net.0", name="second"))
 
 
-def test_layers_that_are_left_alone_are_named_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_layers_that_are_left_alone_are_named_with_the_reason(told: list[str]) -> None:
     module = Module()
     module.net[4].requires_grad_(False)
     module.net[6] = nn.utils.parametrizations.weight_norm(module.net[6])
     module.net.scale = nn.Parameter(torch.ones(2, 2))
-    with caplog.at_level("INFO"):
-        fit(pruning(sparsity=0.5), module=module)
-    [line] = [each for each in caplog.messages if "leaves alone" in each]
+    fit(pruning(sparsity=0.5), module=module)
+    [line] = [each for each in told if "leaves alone" in each]
     assert "scale (not the weight of a convolution or linear layer)" in line
     assert "4 (it is frozen)" in line
     assert "6 (its weight is computed from other parameters)" in line
     assert "parametrizations" not in line
 
 
-def test_a_run_that_stops_early_says_how_far_it_has_come(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        fit(pruning(), EarlyStopping("val_loss", patience=1, min_delta=100.0, check_on_train_epoch_end=False))
-    [line] = [each for each in caplog.messages if "training ended" in each]
+def test_a_run_that_stops_early_says_how_far_it_has_come(told: list[str]) -> None:
+    fit(pruning(), EarlyStopping("val_loss", patience=1, min_delta=100.0, check_on_train_epoch_end=False))
+    [line] = [each for each in told if "training ended" in each]
     assert "at step 8 of 12, after 2 of 3 rounds: the sparsity is 0.722, not 0.75" in line
 
 

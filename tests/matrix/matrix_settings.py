@@ -47,7 +47,7 @@ class Setting:
     ``foreign`` are options that a module of somebody else needs, as YAML has them; ``second`` those of a second
     instance in the same Trainer, ``None`` where that is refused. A callback that ``observes`` leaves training exactly
     as it was; one for ``sequences`` needs a recurrent module, one that ``distils`` a Distiller. Under the conditions
-    that it ``refuses`` it says so before anything is trained.
+    that it ``refuses`` it says so before anything is trained. One that takes long is tried under ``only`` some.
     """
 
     cls: type[Callback]
@@ -58,6 +58,7 @@ class Setting:
     sequences: bool = False
     distils: bool = False
     refuses: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
 
     def make(self, **more: Any) -> Callback:
         return self.cls(**{name: _built(value) for name, value in {**self.options, **more}.items()})
@@ -163,7 +164,12 @@ SETTINGS = {
         observes=False,
     ),
     "QuantizationAware": Setting(
-        QuantizationAware, {"measure": False}, {"input_shape": [4]}, second=None, observes=False
+        QuantizationAware,
+        {"measure": False},
+        {"input_shape": [4]},
+        second=None,
+        observes=False,
+        only=("plain", "fp16_scaler", "ema", "accumulate"),
     ),
     "Constraint": Setting(
         Constraint,

@@ -42,7 +42,7 @@ every_pair = pytest.mark.parametrize(
         pytest.param(setting, condition, id=f"{name}-{condition}")
         for name, setting in SETTINGS.items()
         for condition in CONDITIONS
-        if condition not in setting.refuses
+        if condition not in setting.refuses and condition in (setting.only or CONDITIONS)
     ],
 )
 

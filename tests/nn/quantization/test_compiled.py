@@ -19,7 +19,7 @@ def test_compiled_integers_answer_as_the_simulation_and_settings_are_as_before()
     assert not inductor.freezing
 
 
-def test_a_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(ConfigurationError, match=r"needs a C\+\+ compiler.*no-such-compiler"):
+def test_a_missing_compiler_is_named():
+    missing = inductor.patch({"cpp.cxx": (None, "no-such-compiler")})
+    with missing, pytest.raises(ConfigurationError, match=r"needs a C\+\+ compiler.*no-such-compiler"):
         compile_quantized(nn.Linear(1, 1))
