@@ -10,11 +10,11 @@ the validation part is not used. Reported is the accuracy on the test part, seed
 MACs, the size of the state dict as saved and after zlib, and the latency on this CPU, one thread, in turns with the
 float network run in the same way: eagerly, and compiled by inductor with frozen weights. Static int8 is integer
 arithmetic only when compiled. The networks of seed 0 are timed, one of each shape and arithmetic. ``digits`` are
-scikit-learn's, scaled to 32 pixels; ``fashion-6k`` are 6,000 images of FashionMNIST from the folder that
-``LIGHTNING_EFFICIENT_DATA`` names, ``fashion`` all of them. With ``--jobs N`` so many runs go on at the same time.
+scikit-learn's, scaled to 32 pixels; ``fashion-2k`` and ``fashion-6k`` are 2,000 and 6,000 images of FashionMNIST from the folder
+that ``LIGHTNING_EFFICIENT_DATA`` names, ``fashion`` all of them. With ``--jobs N`` so many runs go on at the same time.
 Writes ``results/compression_<task>.json`` after each run; ``--draw FILE`` draws and prints what was saved.
 
-Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/compression.py digits fashion-6k --jobs 2``
+Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/compression.py digits fashion-2k --jobs 2``
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ from lightning_efficient.nn.quantization import load_quantized, quantize_static,
 TASKS = {
     "digits": Task("Digits", 1, 32, epochs=20, more_epochs=20, batch=64, shift=2, flips=False),
     "fashion-6k": Task("FashionMNIST", 1, 32, epochs=8, more_epochs=8, batch=64, shift=2, flips=True, samples=6_000),
+    "fashion-2k": Task("FashionMNIST", 1, 32, epochs=10, more_epochs=10, batch=64, shift=2, flips=True, samples=2_000),
     "fashion": Task("FashionMNIST", 1, 32, epochs=10, more_epochs=10, batch=256, shift=2, flips=True),
 }
 NETWORKS = ("mobilenetv3_small_050", "resnet10t")
