@@ -10,9 +10,9 @@ the validation part is not used. Reported is the accuracy on the test part, seed
 MACs, the size of the state dict as saved and after zlib, and the latency on this CPU, one thread, in turns with the
 float network run in the same way: eagerly, and compiled by inductor with frozen weights. Static int8 is integer
 arithmetic only when compiled. The networks of seed 0 are timed, one of each shape and arithmetic. ``digits`` are
-scikit-learn's, scaled to 32 pixels; ``fashion-2k`` and ``fashion-6k`` are 2,000 and 6,000 images of FashionMNIST from the folder
-that ``LIGHTNING_EFFICIENT_DATA`` names, ``fashion`` all of them. With ``--jobs N`` so many runs go on at the same time.
-Writes ``results/compression_<task>.json`` after each run; ``--draw FILE`` draws and prints what was saved.
+scikit-learn's, scaled to 32 pixels; ``fashion-2k`` and ``fashion-6k`` are 2,000 and 6,000 images of FashionMNIST from
+the folder that ``LIGHTNING_EFFICIENT_DATA`` names, ``fashion`` all of them. With ``--jobs N`` so many runs go on at the
+same time. Writes ``results/compression_<task>.json`` after each run; ``--draw FILE`` draws and prints what was saved.
 
 Run: ``LIGHTNING_EFFICIENT_DATA=FOLDER python benchmarks/compression.py digits fashion-2k --jobs 2``
 """
