@@ -216,8 +216,13 @@ def assert_all_gone(process: subprocess.Popen[bytes], port: int) -> None:
     while processes_of(process.pid):
         assert time.monotonic() < until, processes_of(process.pid)
         time.sleep(0.05)
-    with socket.create_server(("127.0.0.1", port)):  # nobody holds it
-        pass
+    while True:  # nobody holds it, but perhaps for a moment a client of another test
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            assert time.monotonic() < until, f"port {port} is held"
+            time.sleep(0.05)
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")

@@ -48,6 +48,7 @@ class Setting:
     instance in the same Trainer, ``None`` where that is refused. A callback that ``observes`` leaves training exactly
     as it was; one for ``sequences`` needs a recurrent module, one that ``distils`` a Distiller. Under the conditions
     that it ``refuses`` it says so before anything is trained. One that takes long is tried under ``only`` some.
+    Those that observe are tried one by one under few, and all together under every condition.
     """
 
     cls: type[Callback]
@@ -62,6 +63,11 @@ class Setting:
 
     def make(self, **more: Any) -> Callback:
         return self.cls(**{name: _built(value) for name, value in {**self.options, **more}.items()})
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """Under which conditions it is tried by itself."""
+        return self.only or (("plain", "ema", "accumulate") if self.observes else tuple(CONDITIONS))
 
     @property
     def kind(self) -> Kind:
