@@ -12,11 +12,12 @@ QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 # else every process compiles torch and Lightning anew, which takes longer than most tests
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test lint docs bench clean
+.PHONY: help install demo test test-studies lint docs bench clean
 
 help:
 	@echo 'make demo     train, test and profile a small model on handwritten digits (about a minute)'
 	@echo 'make test     the test suite'
+	@echo 'make test-studies  tests that repeat claims of studies'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make docs     build the site into site/'
 	@echo 'make bench    run the shorter side-by-side studies of benchmarks/'
@@ -40,6 +41,9 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-studies: install
+	@$(BIN)/python -m pytest -n 2 -m study
 
 lint: install
 	@$(BIN)/ruff check .

@@ -132,6 +132,7 @@ def test_summary_compares_seed_by_seed(toy: ModuleType) -> None:
     assert (found["cpu_seconds"], found["cpu_seconds_of_CE_KD_DiSK"]) == (48.0, 24.0)
 
 
+@pytest.mark.study
 @pytest.mark.slow
 def test_a_guide_helps_a_student_that_is_too_small_more_than_distillation_does(toy: ModuleType) -> None:
     toy.TEACHER_STEPS, toy.WARM_STEPS, toy.STEPS = 100, 400, 240

@@ -141,6 +141,7 @@ def test_a_goal_is_met_or_said_not_to_be(study: ModuleType, scenario: str, ahead
     assert said.endswith(": NOT met") is not met
 
 
+@pytest.mark.study
 def test_with_a_specialist_the_gain_router_is_ahead_of_the_largest_probability(study: ModuleType) -> None:
     # the same study with fewer copies and epochs: large networks that are worse, but as uneven
     scenario = study.SCENARIOS["specialist"]

@@ -29,6 +29,7 @@ def made(study: ModuleType, samples: int = 8000) -> Any:
     return study.Population(score, base, full)
 
 
+@pytest.mark.study
 def test_the_population_is_that_of_two_networks_on_every_corrupted_image(study: ModuleType) -> None:
     size = study.Size(copies=3, train_copies=4, epochs=8, parts={"train": 300, "test": 100})
     found = study.population(0, size)

@@ -31,6 +31,7 @@ def test_times_are_those_of_the_steps(load: Load) -> None:
     assert timed["FPTT over ChunkedBackprop"]["median"] == pytest.approx(fptt / chunked)
 
 
+@pytest.mark.study
 def test_a_run_on_the_adding_problem_is_followed_and_counted(
     load: Load, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

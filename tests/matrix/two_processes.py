@@ -183,8 +183,12 @@ def main(folder: Path) -> None:
     in_parts = [ChunkedBackprop(4), FPTT(4, alpha=0.5)]
     save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     results = {
-        "without": fit_two(folder),
-        **{name: fit_two(folder, setting.make(), kind=setting.kind) for name, setting in SETTINGS.items()},
+        "without": fit_two(folder, epochs=2),
+        **{
+            name: fit_two(folder, setting.make(), kind=setting.kind)
+            for name, setting in SETTINGS.items()
+            if not setting.observes
+        },
         **{
             f"{type(one).__name__} on {processes}": without_dropout(folder, one, processes)
             for one in in_parts
