@@ -123,16 +123,22 @@ def latencies(networks: Mapping[str, nn.Module], task: Task, rounds: int, *, com
         ``FLOAT`` run in the same way, round by round. By processor time, so that what others do counts less.
     """
     chosen = {name: network for name, network in networks.items() if compiled or name not in FAKE}
-    ready = {name: compile_quantized(network) if compiled else network for name, network in chosen.items()}
     found: dict[str, Any] = {name: {} for name in chosen}
     for batch, repeats in BATCHES.items():
-        inputs = {name: images(task, batch).to(torch.bfloat16 if name == HALF else torch.float32) for name in ready}
-        calls = {name: partial(_forward, run, inputs[name], repeats) for name, run in ready.items()}
+        calls = {}
+        for name, network in chosen.items():
+            inputs = images(task, batch).to(torch.bfloat16 if name == HALF else torch.float32)
+            calls[name] = partial(_forward, _compiled(network, inputs) if compiled else network, inputs, repeats)
         times = paired(calls, rounds, warmup=3, clock=process_time)
         for name in chosen:
             milliseconds = 1000 * statistics.median(times[name]) / repeats
             found[name][str(batch)] = {"ms": milliseconds, **ratio(times, FLOAT, name)}
     return found
+
+
+def _compiled(network: nn.Module, inputs: Tensor) -> Callable[[Tensor], Any]:
+    """Compile a network for a batch size, as a graph of its own: torch keeps eight codes of a class and no more."""
+    return compile_quantized(torch.export.export(network, (inputs,)).module())
 
 
 @torch.inference_mode()

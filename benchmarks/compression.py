@@ -58,7 +58,7 @@ from _compression_variants import (
     size_of,
     size_of_file,
 )
-from harness import RESULTS, save, steady_allocator, table
+from harness import RESULTS, command_line, save, steady_allocator, table
 from images import quiet_trainer, settle
 from torch import nn
 
@@ -218,15 +218,39 @@ def study(name: str, networks: Sequence[str], seeds: int, jobs: int, task: Task 
             for (network, seed), future in pending.items():
                 record["runs"][network][str(seed)] = future.result()
                 save(result_name(name), record, script="compression")
-        torch.set_num_threads(1)
-        for network, path in kept.items():  # after the runs, which would disturb it
-            ready = {variant: loaded(path, variant) for variant in TIMED}
-            record["latency"][network] = {
-                way: latencies(ready, task, ROUNDS, compiled=way == "compiled") for way in ("eager", "compiled")
-            }
-            save(result_name(name), record, script="compression")
+        time_networks(name, record, task, kept)  # after the runs, which would disturb it
     report(name, record)
     return record
+
+
+def measure(name: str, jobs: int, task: Task | None = None) -> dict[str, Any]:
+    """Train the networks of seed 0 of what was saved once more, and time them anew."""
+    task, record = task or TASKS[name], saved(name)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = {network: Path(folder) / network for network in record["runs"]}
+        for path in kept.values():
+            path.mkdir()
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            again = {network: pool.submit(run, task, network, 0, str(path)) for network, path in kept.items()}
+        for network, future in again.items():
+            before = record["runs"][network]["0"]
+            if any(each["accuracy"] != before[variant]["accuracy"] for variant, each in future.result().items()):
+                raise SystemExit(f"{name}, {network}: the run is another one than was saved; run the task anew")
+        record["latency_command"] = command_line("compression")
+        time_networks(name, record, task, kept)
+    report(name, record)
+    return record
+
+
+def time_networks(name: str, record: dict[str, Any], task: Task, kept: Mapping[str, Path]) -> None:
+    """Time the networks that were kept, and save the record after each."""
+    torch.set_num_threads(1)
+    for network, path in kept.items():
+        ready = {variant: loaded(path, variant) for variant in TIMED}
+        record["latency"][network] = {
+            way: latencies(ready, task, ROUNDS, compiled=way == "compiled") for way in ("eager", "compiled")
+        }
+        save(result_name(name), record, script="compression")
 
 
 def loaded(folder: Path, variant: str) -> nn.Module:
@@ -340,6 +364,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="names of timm models")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--measure", action="store_true", help="only time the networks of what was saved anew")
     parser.add_argument("--draw", metavar="FILE", help="draw and print what was saved of these tasks")
     arguments = parser.parse_args()
     if arguments.draw:
@@ -347,6 +372,8 @@ def main() -> None:
     for name in arguments.tasks:
         if arguments.draw:
             report(name, saved(name))
+        elif arguments.measure:
+            measure(name, arguments.jobs)
         else:
             study(name, arguments.networks, arguments.seeds, arguments.jobs)
 

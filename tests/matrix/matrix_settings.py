@@ -146,6 +146,7 @@ SETTINGS = {
         second={"name": "second", "multiplier": None, "budget": None},
         observes=False,
         distils=True,
+        only=("plain", "fp16_scaler", "ema"),  # DiSK, which is more of the same, under all
     ),
     "DiSK": Setting(
         DiSK,
@@ -183,6 +184,7 @@ SETTINGS = {
         {"monitor": "train_loss"},
         {"name": "second"},
         observes=False,
+        only=("plain", "fp16_scaler", "ema", "accumulate"),
     ),
 }  # fmt: skip
 
