@@ -22,6 +22,7 @@ Run: ``python benchmarks/callback_overhead.py [--rounds N] [--method-rounds N] [
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import statistics
@@ -32,7 +33,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from harness import paired, quantile, ratio, save, table
+from harness import RESULTS, command_line, environment, paired, quantile, ratio, save, table
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ from lightning_efficient.profiling import EnergyReading
 
 DATA_VARIABLE = "LIGHTNING_EFFICIENT_DATA"
 BACKBONE = "mobilenetv3_small_050"
+PARTS = ("step", "method", "epoch")
 BARE, CONTROL, EMPTY = "bare", "bare again", "empty Callback"
 STEP_VARIANTS: Mapping[str, Callable[[], list[Callback]]] = {
     BARE: list,
@@ -283,22 +285,34 @@ def main() -> None:
     parser.add_argument("--method-rounds", type=int, default=9)
     parser.add_argument("--method-steps", type=int, default=40)
     parser.add_argument("--epoch-rounds", type=int, default=9)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as saved")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        record = {
-            "step": steps(arguments.rounds, arguments.steps, folder),
-            "method": methods(arguments.method_rounds, arguments.method_steps, folder),
-            "epoch": epochs(arguments.epoch_rounds, folder),
+        made: dict[str, Callable[[], dict[str, Any]]] = {
+            "step": lambda: steps(arguments.rounds, arguments.steps, folder),
+            "method": lambda: methods(arguments.method_rounds, arguments.method_steps, folder),
+            "epoch": lambda: epochs(arguments.epoch_rounds, folder),
         }
+        record = {part: made[part]() for part in arguments.parts}
     report(record)
+    if len(record) < len(PARTS):
+        before = json.loads((RESULTS / "callback_overhead.json").read_text())
+        commands = before.get("commands", dict.fromkeys(PARTS, before["command"]))
+        record = {part: found | {"environment": environment()} for part, found in record.items()}
+        record = before | record | {"commands": commands | dict.fromkeys(record, command_line("callback_overhead"))}
     save("callback_overhead", record)
 
 
 def report(record: Mapping[str, Any]) -> None:
-    found = record["step"]
+    for part, printed in (("step", report_step), ("method", report_method), ("epoch", report_epoch)):
+        if part in record:
+            printed(record[part])
+
+
+def report_step(found: Mapping[str, Any]) -> None:
     rows = []
     for name, values in found["cpu_seconds_per_step"].items():
         times_bare = interval(found["ratio"][name], 3) if name in found["ratio"] else ""
@@ -308,14 +322,18 @@ def report(record: Mapping[str, Any]) -> None:
     goal = f"goal of {' and '.join(FREE)}: nothing over an empty one, within the noise of {found['noise_us']:.1f} µs"
     title = f"A training step, {found['rounds']} rounds of {found['steps']} steps\n{goal}"
     table(title, ["", "CPU µs", "times bare", "µs over empty", "goal"], rows)
-    found = record["method"]
+
+
+def report_method(found: Mapping[str, Any]) -> None:
     rows = [
         [name, f"{1e3 * statistics.median(values):.1f}", interval(found["ratio"][name], 3) if name != BARE else ""]
         for name, values in found["cpu_seconds_per_step"].items()
     ]
     title = f"A training step of {found['model']}, batch 64, {found['rounds']} rounds of {found['steps']} steps"
     table(title, ["", "CPU ms", "times bare"], rows)
-    found = record["epoch"]
+
+
+def report_epoch(found: Mapping[str, Any]) -> None:
     job = "{model}, {data}, {train} to train, {val} to validate, batch {batch_size}".format(**found["job"])
     title = f"SelectiveCoverage in an epoch, {found['rounds']} rounds\n{job}"
     rows = [
