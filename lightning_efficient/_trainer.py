@@ -22,6 +22,12 @@ def callbacks_of(trainer: Trainer, kind: type[CallbackT]) -> list[CallbackT]:
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
 
+def remove_callbacks(trainer: Trainer, kinds: tuple[type[Callback], ...]) -> None:
+    """Take the callbacks of some classes out of a Trainer."""
+    kept = [callback for callback in trainer.callbacks if not isinstance(callback, kinds)]  # type: ignore[attr-defined]
+    trainer.callbacks = kept  # type: ignore[attr-defined]
+
+
 def average_anew(trainer: Trainer, module: LightningModule) -> None:
     """Let weight averaging copy a module once more, where it may have done so before something was added to it."""
     for callback in callbacks_of(trainer, WeightAveraging):

@@ -10,19 +10,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor, nn
 
-from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
+from lightning_efficient._trainer import remove_callbacks
 from lightning_efficient.callbacks._quantization_network import network_before
 from lightning_efficient.callbacks.quantization_aware import QuantizationAware
+from lightning_efficient.cli.evaluation import listen_only
 from lightning_efficient.inference.threshold_file import Split
 from lightning_efficient.nn.main_network import main_network
 from lightning_efficient.nn.quantization.aware import AwareNetwork
 from lightning_efficient.nn.views import uncompiled
-
-_WRITERS = (Checkpoint, SaveConfigCallback, SelectiveCoverage, LatencyProfiler)
 
 
 class Watch(Callback):
@@ -93,17 +90,13 @@ class Evaluation:
         self.trainer, self.model, self.datamodule = trainer, model, datamodule
         self.watch = Watch(network)
         self.run = trainer.validate if split == "val" else trainer.test
-        out = _WRITERS if progress else (*_WRITERS, ProgressBar)
-        kept = [each for each in trainer.callbacks if not isinstance(each, out)]  # type: ignore[attr-defined]
-        trainer.callbacks = [*kept, self.watch]  # type: ignore[attr-defined]
-        trainer.loggers = []
+        listen_only(trainer, self.watch, progress=progress)
 
     def __call__(self, **options: Any) -> dict[str, float]:
         """Return the metrics that the module logs; ``options`` are further ones of the Trainer's verb."""
         # with a checkpoint comes its callback, which puts the rounding graph in place; after that it has no part
         if not options:
-            kept = [each for each in self.trainer.callbacks if not isinstance(each, QuantizationAware)]  # type: ignore[attr-defined]
-            self.trainer.callbacks = kept  # type: ignore[attr-defined]
+            remove_callbacks(self.trainer, (QuantizationAware,))
         with warnings.catch_warnings():
             for message in ("Be aware that when using `ckpt_path`", "You're using the WeightAveraging callback"):
                 warnings.filterwarnings("ignore", message=message)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_efficient._trainer import callbacks_of, gather_objects
-from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
+from lightning_efficient.callbacks import SelectiveCoverage
+from lightning_efficient.cli.evaluation import listen_only
 from lightning_efficient.cli.routing_calibration import RoutingSamples
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskKind
@@ -36,8 +35,6 @@ from lightning_efficient.typing import Batch, Predictions
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-_WRITERS = (Checkpoint, SaveConfigCallback, SelectiveCoverage, LatencyProfiler)
 
 
 @dataclass(frozen=True)
@@ -175,12 +172,9 @@ def listen(trainer: Trainer, *, progress: bool) -> Gathering:
         trainer: The Trainer; changed in place.
         progress: Whether its progress bar stays.
     """
-    out = _WRITERS if progress else (*_WRITERS, ProgressBar)
     predictions = [callback.predictions for callback in callbacks_of(trainer, SelectiveCoverage)]
     gathering = Gathering(next(filter(None, predictions), None))
-    kept = [callback for callback in trainer.callbacks if not isinstance(callback, out)]  # type: ignore[attr-defined]
-    trainer.callbacks = [*kept, gathering]  # type: ignore[attr-defined]
-    trainer.loggers = []
+    listen_only(trainer, gathering, progress=progress)
     return gathering
 
 
