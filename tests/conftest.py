@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,18 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there now out of every later garbage collection: going through it took a third of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+
+
+def pytest_unconfigure() -> None:
+    """Let it be collected again, so that libraries find nothing leaked at the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -21,14 +21,9 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskKind
 from lightning_efficient.functional.drop_control import DROP_RULES, DROP_RULES_WITH_LEVEL
 from lightning_efficient.functional.thresholds import RISK_OF_RULE, RULES, RULES_WITH_LEVEL, ThresholdRule
+from lightning_efficient.inference.calibration_file import Split, hash_checkpoint
 from lightning_efficient.inference.routing_thresholds import RoutingRule
-from lightning_efficient.inference.threshold_file import (
-    ScoreSource,
-    Split,
-    ThresholdFile,
-    hash_checkpoint,
-    score_name,
-)
+from lightning_efficient.inference.threshold_file import ScoreSource, ThresholdFile, score_name
 from lightning_efficient.inference.thresholds import calibrate_threshold, meant_rule
 from lightning_efficient.nn.checkpoints import add_bytes, read_checkpoint
 from lightning_efficient.typing import Batch, Predictions
@@ -199,12 +194,12 @@ def calibrated(request: Request, gathering: Gathering, checkpoint: Path, split: 
     )
     return ThresholdFile(
         threshold,
-        gathering.source,
         split,
         gathering.data_sha256,
         hash_checkpoint(checkpoint),
         gathering.module_score,
         gathering.precision,
+        score=gathering.source,
     )
 
 

@@ -16,11 +16,11 @@ from lightning_efficient.datamodules._transforms import Preparation
 from lightning_efficient.datamodules.images import ImageDataModule
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference._export_graph import weights_hash
+from lightning_efficient.inference.calibration_file import hash_checkpoint
 from lightning_efficient.inference.export import ExportReport, export_graphs
 from lightning_efficient.inference.exported import FORMATS, ExportFormat
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
-from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.nn.checkpoints import load_module
 from lightning_efficient.reporting import model_name
 

@@ -21,7 +21,7 @@ from lightning_efficient.cli._calibration_batches import calibration_batches
 from lightning_efficient.cli._quantize_evaluation import Evaluation, agreement, float_network, in_place
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_count
-from lightning_efficient.inference.threshold_file import Split, hash_checkpoint
+from lightning_efficient.inference.calibration_file import Split, hash_checkpoint
 from lightning_efficient.nn.quantization import (
     Quantized,
     compile_quantized,

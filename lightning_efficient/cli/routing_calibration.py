@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.drop_control import DROP_RULES
+from lightning_efficient.inference.calibration_file import Split, hash_checkpoint
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import RoutingRule, calibrate_routing, meant_routing_rule
 from lightning_efficient.inference.sample_hashes import hash_samples, overlap
-from lightning_efficient.inference.threshold_file import Split, hash_checkpoint
 
 if TYPE_CHECKING:
     from rich.console import Group

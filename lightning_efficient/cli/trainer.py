@@ -18,10 +18,11 @@ from lightning_efficient.cli.routing_calibration import calibrated_routing, chec
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskKind
 from lightning_efficient.functional.thresholds import ThresholdRule
+from lightning_efficient.inference.calibration_file import Split
 from lightning_efficient.inference.exported import ExportFormat
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import RoutingRule
-from lightning_efficient.inference.threshold_file import Split, ThresholdFile
+from lightning_efficient.inference.threshold_file import ThresholdFile
 from lightning_efficient.profiling import profile_module
 from lightning_efficient.reporting import model_name
 

@@ -19,7 +19,8 @@ from lightning_efficient.cli.arguments import expand
 from lightning_efficient.cli.calibration import chose_checkpoint
 from lightning_efficient.datamodules import Digits
 from lightning_efficient.inference.abstaining import AbstainingPredictor
-from lightning_efficient.inference.threshold_file import ThresholdFile, hash_checkpoint
+from lightning_efficient.inference.calibration_file import hash_checkpoint
+from lightning_efficient.inference.threshold_file import ThresholdFile
 from lightning_efficient.inference.thresholds import calibrate_threshold
 from lightning_efficient.modules import ImageClassifier
 

@@ -16,10 +16,10 @@ from lightning_efficient.cli.exporting import export_model, export_page
 from lightning_efficient.datamodules import Digits
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference._export_graph import weights_hash
+from lightning_efficient.inference.calibration_file import hash_checkpoint
 from lightning_efficient.inference.exported import load_export, read_metadata
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import calibrate_routing
-from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.nn.checkpoints import load_module
 from lightning_efficient.nn.hybrid_graphs import EdgeGraph, GlobalGraph
 from lightning_efficient.nn.routers import ScoreRouter

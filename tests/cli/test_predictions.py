@@ -67,7 +67,7 @@ CONFIDENCE = torch.tensor([0.9, 0.2, 0.5])
 
 def threshold(score: Any = "confidence", at: float = 2 / 3) -> ThresholdFile:
     found = calibrate_threshold(CONFIDENCE, torch.zeros(3), coverage=at)
-    return ThresholdFile(found, score, "val", "0" * 64, "0" * 64)
+    return ThresholdFile(found, "val", "0" * 64, "0" * 64, score=score)
 
 
 def test_decisions_come_after_the_confidence_and_the_rest_stays() -> None:

@@ -19,10 +19,10 @@ from lightning_efficient.cli.routing_calibration import RoutingSamples, calibrat
 from lightning_efficient.datamodules import Digits
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.drop_control import needed_samples_for_drop
+from lightning_efficient.inference.calibration_file import hash_checkpoint
 from lightning_efficient.inference.exported import load_export
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.sample_hashes import hash_samples
-from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.modules.hybrid_classifier import HybridClassifier
 
 Command = Callable[..., Any]

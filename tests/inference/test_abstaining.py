@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import lightning_efficient.functional as LF
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference.abstaining import AbstainingPredictor, decide
-from lightning_efficient.inference.threshold_file import ThresholdFile, hash_checkpoint
+from lightning_efficient.inference.calibration_file import hash_checkpoint
+from lightning_efficient.inference.threshold_file import ThresholdFile
 from lightning_efficient.inference.thresholds import calibrate_threshold
 
 LOGITS = torch.tensor([[4.0, 0.0], [0.1, 0.0], [0.0, 3.0], [0.0, 0.0]])
@@ -189,7 +190,7 @@ def checkpoint(tmp_path: Path, network: nn.Module, score: Any = "msp", module_sc
     wrapped = {f"backbone.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": wrapped}, path)
     found = calibrate_threshold(torch.tensor([0.9, 0.6, 0.4]), torch.tensor([0, 0, 1]), risk=0.0)
-    file = ThresholdFile(found, score, "val", "0" * 64, hash_checkpoint(path), module_score)
+    file = ThresholdFile(found, "val", "0" * 64, hash_checkpoint(path), module_score, score=score)
     file.write(ThresholdFile.beside(path))
     return path
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.cascade import cascade_choice
 from lightning_efficient.functional.routing import query_score
+from lightning_efficient.inference.calibration_file import hash_checkpoint
 from lightning_efficient.inference.drift_monitor import DriftMonitor, ReferenceRates
 from lightning_efficient.inference.events import EVENT_KINDS, EventLog, GlobalUnavailable, RoutingEvent
 from lightning_efficient.inference.routed import BASE, FALLBACK, GLOBAL, NO_ANSWER, SOURCES, RoutedPredictor
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting, calibrate_routing
-from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.nn.routers import GainRouter, ScoreRouter
 from lightning_efficient.nn.views import ViewTap
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.inference.routing_file import SCHEMA, RoutingFile
+from lightning_efficient.inference.calibration_file import SCHEMA, hash_checkpoint
+from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import calibrate_routing
-from lightning_efficient.inference.threshold_file import hash_checkpoint
 
 SCORES, TARGET = torch.rand(40, 2), torch.zeros(40, dtype=torch.int64)
 STAGES = torch.zeros(40, 3, dtype=torch.int64)

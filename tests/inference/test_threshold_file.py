@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.inference.threshold_file import SCHEMA, ThresholdFile, hash_checkpoint, score_name
+from lightning_efficient.inference.calibration_file import SCHEMA, hash_checkpoint
+from lightning_efficient.inference.threshold_file import ThresholdFile, score_name
 from lightning_efficient.inference.thresholds import calibrate_threshold
 from lightning_efficient.nn.checkpoints import add_bytes
 
@@ -21,7 +22,7 @@ CONFIDENCE, WRONG = torch.linspace(0, 1, 200), torch.arange(200) < 20
 
 def a_file(**changes: Any) -> ThresholdFile:
     found = calibrate_threshold(CONFIDENCE, WRONG, risk=0.1, confidence_level=0.9, kind="generalized")
-    return replace(ThresholdFile(found, "msp", "val", "0" * 64, "a" * 64), **changes)
+    return replace(ThresholdFile(found, "val", "0" * 64, "a" * 64, score="msp"), **changes)
 
 
 def saved(path: Path, network: nn.Module, **rest: Any) -> Path:

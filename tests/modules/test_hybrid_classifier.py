@@ -23,10 +23,10 @@ from lightning_efficient.functional.routing import (
     oracle_curve,
     query_score,
 )
+from lightning_efficient.inference.calibration_file import hash_checkpoint
 from lightning_efficient.inference.routed import RoutedPredictor
 from lightning_efficient.inference.routing_file import RoutingFile
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting, calibrate_routing
-from lightning_efficient.inference.threshold_file import hash_checkpoint
 from lightning_efficient.modules._hybrid_evaluation import COVERAGES
 from lightning_efficient.modules.hybrid_classifier import HybridClassifier
 from lightning_efficient.nn.routers import ScoreRouter

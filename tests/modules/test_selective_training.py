@@ -35,7 +35,7 @@ from lightning_efficient.callbacks import ExactResume
 from lightning_efficient.datamodules import Digits
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference import AbstainingPredictor, ThresholdFile, calibrate_threshold
-from lightning_efficient.inference.threshold_file import hash_checkpoint
+from lightning_efficient.inference.calibration_file import hash_checkpoint
 from lightning_efficient.modules.selective_classifier import SelectiveClassifier
 
 # multipliers
@@ -262,7 +262,7 @@ def test_a_calibrated_checkpoint_predicts_with_the_confidence_of_its_heads(objec
     inputs, labels, _ = samples().tensors
     logits, sure = module.eval().scored(inputs)
     found = calibrate_threshold(sure, logits.argmax(1) != labels, coverage=0.5)
-    file = ThresholdFile(found, "confidence", "val", "0" * 64, hash_checkpoint(tmp_path / "one.ckpt"))
+    file = ThresholdFile(found, "val", "0" * 64, hash_checkpoint(tmp_path / "one.ckpt"), score="confidence")
     file.write(ThresholdFile.beside(tmp_path / "one.ckpt"))
     predictor = AbstainingPredictor.from_checkpoint(classifier(objective), tmp_path / "one.ckpt")
     answer = predictor(inputs)
