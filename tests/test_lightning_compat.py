@@ -171,12 +171,12 @@ def test_parsing_only_seeds_builds_and_runs_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_options_of_a_verb_are_named_and_without_one_those_of_all() -> None:
+def test_the_options_of_a_verb_are_named() -> None:
     parser = cli(ParsingCli, "fit", "--model", f"{__name__}.Net", "--model.width=3").parser
     names = option_names(parser, "fit")
     assert {"config", "seed_everything", "model", "data", "trainer.max_epochs", "ckpt_path"} <= set(names)
     assert "verbose" not in names  # that of validate
-    assert set(option_names(parser, "ftt")) > {*names, "verbose"}
+    assert set(option_names(parser, "ftt")) == set(names)  # those of all verbs, of which only this one has any
     assert [name for name in names if name.endswith(".help") or ":" in name] == []
     assert names == sorted(set(names))
 
@@ -184,3 +184,17 @@ def test_the_options_of_a_verb_are_named_and_without_one_those_of_all() -> None:
 def test_the_options_of_a_parser_without_verbs_are_named() -> None:
     parser = Cli(BoringModel, args=["--trainer.accelerator=cpu"], run=False, save_config_callback=None).parser
     assert {"trainer.max_epochs", "data"} <= set(option_names(parser, ""))
+
+
+def test_only_the_parser_of_the_given_verb_gets_options() -> None:
+    parsers = cli(ParsingCli, "fit", "--model", f"{__name__}.Net", "--model.width=3")._subcommand_parsers
+    assert set(parsers) == set(LightningCLI.subcommands())
+    with_trainer = [verb for verb, parser in parsers.items() if any("trainer" in each.dest for each in parser._actions)]
+    assert with_trainer == ["fit"]
+
+
+def test_help_without_a_verb_names_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli(ParsingCli, "--help")
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in LightningCLI.subcommands())
