@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,16 @@ class ExplicitArgumentsWin(LightningCLI):
     until training begins.
     """
 
-    def __init__(self, *classes: Any, args: ArgsType = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model_class: type[LightningModule] | Callable[..., LightningModule] | None = None,
+        *,
+        args: ArgsType = None,
+        **options: Any,
+    ) -> None:
         words = sys.argv[1:] if args is None else args
         self._given_verb = words[0] if isinstance(words, list) and words else None
-        super().__init__(*classes, args=args, **options)
+        super().__init__(model_class, args=args, **options)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if self._given_verb in self.subcommands() and subcommand != self._given_verb:

@@ -20,6 +20,7 @@ VERBS = {
     "profile": "parameters, MACs, latency and memory of a model",
     "quantize": "an 8-bit copy of a model, with its size, speed and accuracy",
     "compare": "runs side by side, and which of them no other beats",
+    "report": "a run as one page of HTML that opens anywhere",
     "search": "try configurations and keep the best trade-offs",
     "configs": "list, show, copy or check the shipped configs",
     "demo": "train, test and profile a small model on handwritten digits",
@@ -80,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lightning_efficient.cli.compare import run_compare
 
             return run_compare(arguments[1:])
+        if verb == "report":
+            from lightning_efficient.cli.report import run_report
+
+            return run_report(arguments[1:])
         if verb == "search":
             from lightning_efficient.cli.search import run_search
 

@@ -31,8 +31,14 @@ class WandbRun:
         project: It belongs to.
         config: As given to ``wandb.init`` or the logger.
         rows: What each call of ``log`` logged, numbers only.
+        steps: W&B's own count of those calls, one for each row.
+        media: Tables and pictures by key, as W&B describes them, in the order in which they were logged.
         summary: The last value of each key, or what the run wrote there.
         finished: Whether the file says that the run has ended; W&B writes this a moment after ``finish`` returns.
+        exit_code: Of the process, if the run has ended.
+        started: Seconds since 1970.
+        seconds: From the start to the last row that was logged, or to the end.
+        machine: System, Python and processor, as far as the file tells.
     """
 
     id: str = ""
@@ -40,8 +46,14 @@ class WandbRun:
     project: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    media: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     summary: dict[str, float] = field(default_factory=dict)
     finished: bool = False
+    exit_code: int | None = None
+    started: float | None = None
+    seconds: float = 0.0
+    machine: dict[str, str] = field(default_factory=dict)
 
 
 def read_wandb_file(file: Path) -> WandbRun:
@@ -59,17 +71,26 @@ def read_wandb_file(file: Path) -> WandbRun:
         if kind == "run":
             run.id, run.name, run.project = record.run.run_id, record.run.display_name, record.run.project
             run.config |= _values(record.run.config.update)
+            run.started = record.run.start_time.seconds + record.run.start_time.nanos / 1e9 or None
         elif kind == "config":
             run.config |= _values(record.config.update)
         elif kind == "history":
-            row = _numbers(_values(record.history.item))
+            values, media = _without_media(record.history.item)
+            row = _numbers(values)
             run.rows.append(row)
+            run.steps.append(float(values.get("_step", len(run.steps))))
             run.summary |= row
+            run.seconds = float(values.get("_runtime") or run.seconds)
+            for key, each in media.items():
+                run.media.setdefault(key, []).append(each)
         elif kind == "summary":
             run.summary |= _numbers(_values(record.summary.update))
         elif kind == "exit":
-            run.finished = True
-    run.config.pop("_wandb", None)
+            run.finished, run.exit_code = True, record.exit.exit_code
+            run.seconds = max(run.seconds, float(record.exit.runtime))
+        elif kind == "environment":
+            run.machine |= _machine(record.environment)
+    run.config = {key: value for key, value in run.config.items() if key.split("/")[0] != "_wandb"}
     return run
 
 
@@ -98,6 +119,27 @@ def _messages(file: Path) -> Iterator[bytes]:
 
 def _values(items: Iterable[Any]) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _without_media(items: Iterable[Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return values, and apart from them what describes a table or a picture, which comes as several items."""
+    parts: dict[str, dict[str, Any]] = {}
+    for item in items:
+        outer = "/".join(item.nested_key[:-1])
+        parts.setdefault(outer, {})[item.key or item.nested_key[-1]] = json.loads(item.value_json)
+    media = {key: part for key, part in parts.items() if key and "_type" in part}
+    values = {
+        f"{key}/{name}" if key else name: value
+        for key, part in parts.items()
+        if key not in media
+        for name, value in part.items()
+    }
+    return values, media
+
+
+def _machine(environment: Any) -> dict[str, str]:
+    found = {"system": environment.os, "python": environment.python, "processor": environment.cpu.model}
+    return {key: str(value) for key, value in found.items() if value}
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

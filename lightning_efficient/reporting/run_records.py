@@ -62,6 +62,18 @@ def read_runs(path: str | Path) -> list[RunRecord]:
     Raises:
         ConfigurationError: there is no run, or one that cannot be read.
     """
+    return [read_run(each) for each in run_folders(path)]
+
+
+def run_folders(path: str | Path) -> list[Path]:
+    """Return the folder of the run at a path, or those of all runs below it, in the order of their names.
+
+    Args:
+        path: A run folder, one of W&B (``wandb/offline-run-*``), or a folder up to three levels above such.
+
+    Raises:
+        ConfigurationError: there is no run.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigurationError(f"{folder} is no run: there is no such folder")
@@ -72,8 +84,13 @@ def read_runs(path: str | Path) -> list[RunRecord]:
             f"{_DEPTH} levels below"
         )
     # a run of our command line with W&B has two folders
-    twins = {file.parent.resolve() for each in found if (file := _wandb_file(each)) and file.parent != each}
-    return [read_run(each) for each in found if each.resolve() not in twins]
+    twins = {
+        twin.parent.resolve()
+        for each in found
+        if (file := wandb_file(each)) and file.parent != each
+        for twin in file.parent.parent.glob(f"*/{file.name}")
+    }
+    return _one_for_each_id([each for each in found if each.resolve() not in twins])
 
 
 def read_run(path: str | Path) -> RunRecord:
@@ -92,7 +109,7 @@ def read_run(path: str | Path) -> RunRecord:
         ConfigurationError: it is no run, or a file in it cannot be read.
     """
     folder = Path(path)
-    file = _wandb_file(folder)
+    file = wandb_file(folder)
     if file is None and not _has_marks(folder):
         raise ConfigurationError(f"{folder} is no run: it has none of {', '.join(MARKS)}, and no .wandb file")
     wandb_run = read_wandb_file(file) if file else None
@@ -100,7 +117,7 @@ def read_run(path: str | Path) -> RunRecord:
     if wandb_run and file and file.parent == folder:  # what our callbacks wrote lies where checkpoints do
         own = folder.resolve().parent.parent / wandb_run.project / wandb_run.id
     config = _yaml(own / "config.yaml") or (wandb_run.config if wandb_run else {})
-    rows = _csv_rows(own / "metrics.csv") or (wandb_run.rows if wandb_run else [])
+    rows = csv_rows(own / "metrics.csv") or (wandb_run.rows if wandb_run else [])
     metrics = _chosen(rows, *_monitor(config))
     if wandb_run:
         metrics = _only_in_summary(wandb_run) | metrics
@@ -116,6 +133,24 @@ def read_run(path: str | Path) -> RunRecord:
     metrics = {key: value for key, value in _of_the_product(metrics).items() if math.isfinite(value)}
     finished = wandb_run.finished if wandb_run else True
     return RunRecord(_name(folder, wandb_run), folder, metrics, config, conditions, finished, tuple(incomplete))
+
+
+def opened(folder: Path) -> tuple[Path, WandbRun | None]:
+    """Return the folder that holds what our callbacks wrote, which need not be there, and the W&B run if there is one.
+
+    Args:
+        folder: A run folder, or one of W&B.
+
+    Raises:
+        ConfigurationError: it is no run, or its W&B file cannot be read.
+    """
+    file = wandb_file(folder)
+    if file is None and not _has_marks(folder):
+        raise ConfigurationError(f"{folder} is no run: it has none of {', '.join(MARKS)}, and no .wandb file")
+    wandb_run = read_wandb_file(file) if file else None
+    if wandb_run and file and file.parent == folder:  # what our callbacks wrote lies where checkpoints do
+        return folder.resolve().parent.parent / wandb_run.project / wandb_run.id, wandb_run
+    return folder, wandb_run
 
 
 def grouped(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
@@ -149,13 +184,28 @@ def _has_marks(folder: Path) -> bool:
     return any((folder / mark).is_file() for mark in MARKS)
 
 
-def _wandb_file(folder: Path) -> Path | None:
-    """Return the file in a folder of W&B, or that of the W&B run that ours belongs to."""
+def wandb_file(folder: Path) -> Path | None:
+    """Return the file in a folder of W&B, or that of the W&B run that a folder of ours belongs to."""
     if own := sorted(folder.glob("*.wandb")):
         return own[0]
     around = folder.resolve().parent.parent / "wandb"
     name = glob.escape(folder.resolve().name)
-    return next(iter(sorted(around.glob(f"*run-*-{name}/run-{name}.wandb"))), None)
+    return _fullest(sorted(around.glob(f"*run-*-{name}/run-{name}.wandb")))
+
+
+def _fullest(files: Sequence[Path]) -> Path | None:
+    """Return the file with most rows of several of one run: W&B begins a new one for each process that adds to it."""
+    return max(files, key=lambda file: len(read_wandb_file(file).rows)) if len(files) > 1 else next(iter(files), None)
+
+
+def _one_for_each_id(folders: Sequence[Path]) -> list[Path]:
+    """Leave out what is of a W&B run that another folder tells more of."""
+    files: dict[str, list[Path]] = {}
+    for folder in folders:
+        for file in folder.glob("*.wandb"):
+            files.setdefault(file.name, []).append(file)
+    fullest = {_fullest(each) for each in files.values()}
+    return [folder for folder in folders if not any(folder.glob("*.wandb")) or fullest & {*folder.glob("*.wandb")}]
 
 
 def _name(folder: Path, wandb_run: WandbRun | None) -> str:
@@ -186,7 +236,12 @@ def _json(file: Path) -> Any:
         raise ConfigurationError(f"{file} is no JSON: {error}") from error
 
 
-def _csv_rows(file: Path) -> list[dict[str, float]]:
+def csv_rows(file: Path) -> list[dict[str, float]]:
+    """Return the rows of a ``metrics.csv`` without what is empty; none if there is no such file.
+
+    Raises:
+        ConfigurationError: it holds something that is no number.
+    """
     if not file.is_file():
         return []
     try:
@@ -222,7 +277,11 @@ def _chosen(rows: Sequence[Mapping[str, float]], monitor: str | None, most: bool
 
 def _only_in_summary(run: WandbRun) -> dict[str, float]:
     logged = {key for row in run.rows for key in row}
-    return {key: value for key, value in run.summary.items() if key not in logged}
+    return {
+        key: value
+        for key, value in run.summary.items()
+        if key not in logged and key.rpartition("/")[0] not in run.media  # the rows of a table, the height of a picture
+    }
 
 
 def is_of_split(key: str, split: str) -> bool:
