@@ -59,6 +59,7 @@ def run_of(accuracy: float, val_accuracy: float = 0.5, val_loss: float = 1.0, di
     return {"rate": {"lr": 0.1}, **found}
 
 
+@pytest.mark.study
 def test_networks_are_trained_measured_compared_and_drawn(
     study: ModuleType, task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

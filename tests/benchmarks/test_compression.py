@@ -34,6 +34,7 @@ def study(
     return study
 
 
+@pytest.mark.study
 def test_variants_are_made_judged_timed_reported_and_drawn(
     study: ModuleType, variants: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

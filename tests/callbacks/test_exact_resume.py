@@ -108,7 +108,7 @@ MID_EPOCH: dict[str, dict[str, Any]] = {
 
 # starting workers takes most of the time: with them, the moments that differ for the loader
 IN_PROCESS = [(0, moment) for moment in AT_EPOCH_END]
-BY_WORKERS = [(2, moment) for moment in ("after_validation", "max_steps")]
+BY_WORKERS = [(2, "after_validation"), pytest.param(2, "max_steps", marks=pytest.mark.study)]
 
 
 @pytest.mark.parametrize(("workers", "moment"), [*IN_PROCESS, *BY_WORKERS])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_efficient.cli.config_files import find
+from lightning_efficient.cli.config_files import find, shipped
 
 Command = Callable[..., Any]
 Parse = Callable[..., Any]
@@ -256,6 +256,21 @@ def test_best_is_that_of_the_newest_run(command: Command, tmp_path: Path) -> Non
     assert damaged.err.splitlines()[-1] == (
         "error: ckpt_path: 'runs/quickstart/version_0/checkpoints/best.ckpt' is no checkpoint, or it is damaged"
     )
+
+
+def test_last_is_the_last_epoch_and_best_the_first_of_the_best(command: Command, tmp_path: Path) -> None:
+    standing = ("--model.optimizer.lr", "0", "--model.backbone", "test_vit", "--trainer.max_epochs", "3")
+    short = ("--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")
+    assert command("fit", "--config", "quickstart", *standing, *short).status == 0
+    folder = tmp_path / "runs/quickstart/version_0/checkpoints"
+    epochs = {path.name: torch.load(path, weights_only=True)["epoch"] for path in folder.iterdir()}
+    assert epochs == {"best.ckpt": 0, "last.ckpt": 2}
+
+
+def test_no_shipped_config_asks_for_the_last_of_what_a_monitor_keeps() -> None:
+    texts = {name: config.path.read_text(encoding="utf-8") for name, config in shipped().items()}
+    assert [name for name, text in texts.items() if "save_last" in text.replace("# save_last", "")] == []
+    assert sum("filename: last" in text for text in texts.values()) > 20
 
 
 @pytest.mark.parametrize("word", ["best", "last"])

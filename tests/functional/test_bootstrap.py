@@ -73,6 +73,7 @@ def test_other_losses_and_weights_give_what_a_brute_force_bootstrap_gives(name, 
     np.testing.assert_allclose([end.item() for end in found], expected, rtol=1e-10)
 
 
+@pytest.mark.study
 def test_the_interval_holds_the_value_of_the_population_about_as_often_as_it_says():
     held = 0
     for seed in range(200):

@@ -55,6 +55,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @needs_triton
 def test_kernel_compiles_and_takes_the_shared_memory_that_is_asked_for(tmp_path):

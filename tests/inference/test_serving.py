@@ -170,6 +170,7 @@ def test_a_slow_model_costs_the_client_its_deadline_and_no_more(url: str) -> Non
         assert torch.equal(client(rows_of(2)), MODEL(rows_of(2)))
 
 
+@pytest.mark.study
 def test_a_thousand_requests_are_answered_within_a_minute(url: str) -> None:
     begin = time.monotonic()
     with EdgeClient(url, deadline_ms=20_000, api_key=KEY) as client, ThreadPoolExecutor(8) as pool:
@@ -248,7 +249,11 @@ def test_after_a_hard_kill_of_its_first_process_nothing_is_left_of_a_server(
 
 @needs_proc
 @pytest.mark.parametrize(
-    ("which", "number", "dead"), [(0, signal.SIGTERM, "SyncManager-1 (-15)"), (1, signal.SIGKILL, "LitServer-0 (-9)")]
+    ("which", "number", "dead"),
+    [
+        pytest.param(0, signal.SIGTERM, "SyncManager-1 (-15)", marks=pytest.mark.study),
+        (1, signal.SIGKILL, "LitServer-0 (-9)"),
+    ],
 )
 def test_a_server_of_which_a_process_dies_ends_with_one_line(
     tmp_path: Path, which: int, number: signal.Signals, dead: str
