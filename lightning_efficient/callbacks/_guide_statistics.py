@@ -53,6 +53,15 @@ class GuideStatistics:
         means, histogram = values[: len(NAMES)], values[len(NAMES) :]
         return {name: value / size for name, value in zip(NAMES, means, strict=True)}, histogram
 
+    def sums(self) -> Tensor | None:
+        """Return what was added since the last :meth:`take`, on the CPU, to go on from in another run."""
+        self._count()
+        return None if self._sums is None else self._sums.cpu()
+
+    def go_on(self, sums: Tensor) -> None:
+        """Start from the sums of another run."""
+        self._kept, self._sums = [], sums
+
     def _count(self) -> None:
         if not self._kept:
             return

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_efficient._trainer import callbacks_of, refuse_shards
+from lightning_efficient._trainer import callbacks_of, gather_objects, refuse_shards
 from lightning_efficient.callbacks._guide_statistics import BINS, GuideStatistics
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional.phases import Alternation, Unit
@@ -204,6 +205,19 @@ class GuideSchedule(Callback):
         self._history, self._warned = state_dict["history"], state_dict["warned"]
         if self.dual is not None and "dual" in state_dict:
             self.dual.load_state_dict(state_dict["dual"])
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the sums of the epoch under way into the checkpoint, those of all processes together."""
+        found = [sums for sums in gather_objects(trainer, self._statistics.sums()) if sums is not None]
+        if found:
+            checkpoint["callbacks"][self.state_key]["sums"] = torch.stack(found).sum(0)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of the epoch, on the first process for all."""
+        sums = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("sums")
+        if sums is not None:
+            own = sums if trainer.is_global_zero else torch.zeros_like(sums)
+            self._statistics.go_on(own.to(trainer.strategy.root_device))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Know how many steps were taken before, and how many there will be."""

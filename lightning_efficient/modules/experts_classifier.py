@@ -233,7 +233,8 @@ class ExpertsClassifier(HybridClassifier):
         shares, accuracies = totals.compute()
         totals.reset()
         macs, rows = self._action_macs, []
-        for price, taken, accuracy in zip(self.report_prices, shares.tolist(), accuracies.tolist(), strict=True):
+        right = accuracies.reshape(-1).tolist()  # torchmetrics makes a number of the vector of one price
+        for price, taken, accuracy in zip(self.report_prices, shares.tolist(), right, strict=True):
             cost = None if macs is None else sum(each * one for each, one in zip(taken, macs, strict=True))
             values = {"accuracy": accuracy, "macs": cost, "second_share": taken[1], "global_share": taken[2]}
             for name, value in values.items():

@@ -88,6 +88,7 @@ class EnergyCounter:
         self.devices: tuple[str, ...] = ()
         self.not_counted: dict[str, str] = {}
         self._monitor: Any = None
+        self._began: dict[str, float] = {}
         self._reason: str | None = None
 
     def available(self) -> str | None:
@@ -108,6 +109,7 @@ class EnergyCounter:
         self._wait()
         with _quiet(), _as_meter_error():
             self._monitor.begin_window(key, sync_execution=False)
+        self._began[key] = perf_counter()
 
     def end(self, key: str) -> EnergyReading:
         """End a window.
@@ -120,6 +122,8 @@ class EnergyCounter:
         self._wait()
         with _quiet(), _as_meter_error():
             measured = self._monitor.end_window(key, sync_execution=False)
+        # not measured.time, which is of the clock on the wall, that may be set in between
+        seconds = perf_counter() - self._began.pop(key)
         by_device = {
             f"{kind}:{index}": float(joules)
             for kind, each in (
@@ -131,7 +135,7 @@ class EnergyCounter:
         }
         if wrong := [name for name, joules in by_device.items() if not joules >= 0]:
             raise MeterError(f"the counter of {wrong[0]} ran backwards ({by_device[wrong[0]]:g} J)")
-        return EnergyReading(sum(by_device.values()), measured.time, by_device)
+        return EnergyReading(sum(by_device.values()), seconds, by_device)
 
     def _wait(self) -> None:
         for gpu in self.gpus:

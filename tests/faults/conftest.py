@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +41,13 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def fit(server: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Finished]:
-    """``fit(*arguments) -> Finished``: the tiny run, in a process of its own, in ``tmp_path``."""
+    """``fit(*arguments, folder=tmp_path, environment=None) -> Finished``: the tiny run, in a process of its own."""
 
-    def run(*arguments: str | Path) -> Finished:
+    def run(*arguments: str | Path, folder: Path = tmp_path, environment: Mapping[str, str] | None = None) -> Finished:
+        folder.mkdir(exist_ok=True)
         log = tmp_path / "stderr.log"
         words = [str(word) for word in (*TINY, *arguments)]
-        job = {"arguments": words, "folder": str(tmp_path), "stderr": str(log)}
+        job = {"arguments": words, "folder": str(folder), "stderr": str(log), "environment": dict(environment or {})}
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         return Finished(int(server.stdout.readline()), log.read_text())
