@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from _blocks_variants import BASE, VARIANTS, Task, classifier, footprint, latencies, widths_of
-from harness import RESULTS, command_line, device_name, save, steady_allocator, table
+from harness import RESULTS, command_line, device_name, resumed, save, steady_allocator, table
 from images import OnDevice, quiet_trainer, settle
 
 _BLOCKS, _NARROW, _WIDE = (3, 3, 3, 3), (8, 16, 32, 32), (16, 32, 64, 64)
@@ -86,6 +86,28 @@ def train(
 def choose(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the run that is most accurate on the validation part; of equal ones that with the smaller loss."""
     return max(found, key=lambda each: (math.isfinite(each["val_loss"]), each["val_accuracy"], -each["val_loss"]))
+
+
+def go_on(name: str, seeds: int, device: str, jobs: int, task: Task | None = None) -> dict[str, Any]:
+    """Add the seeds that the saved record of a task lacks; its rates and latencies stay."""
+    task = task or TASKS[name]
+    record = resumed(result_name(name), {"task": vars(task), "device": device_name(device)})
+    if not record:
+        return study(name, seeds, device, jobs, task=task)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending = {
+            (variant, str(seed)): pool.submit(
+                train, task, variant, widths_of(task, variant), found["0"]["rate"], seed, device
+            )
+            for seed in range(seeds)
+            for variant, found in record["runs"].items()
+            if str(seed) not in found
+        }
+        for (variant, seed), run in pending.items():
+            record["runs"][variant][seed] = run.result()
+            save(result_name(name), record, script="blocks_images")
+    report(name, record)
+    return record
 
 
 def study(
@@ -243,6 +265,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--resume", action="store_true", help="keep the seeds that were saved with these settings")
     parser.add_argument("--measure", action="store_true", help="only time the networks of what was saved again")
     parser.add_argument("--draw", metavar="FILE", help="draw and print what was saved of these tasks")
     arguments = parser.parse_args()
@@ -253,6 +276,8 @@ def main() -> None:
             report(name, saved(name))
         elif arguments.measure:
             measure(name, saved(name), TASKS[name], arguments.device)
+        elif arguments.resume:
+            go_on(name, arguments.seeds, arguments.device, arguments.jobs)
         else:
             study(name, arguments.seeds, arguments.device, arguments.jobs, arguments.variants)
 

@@ -63,7 +63,7 @@ from _compression_variants import (
     size_of,
     size_of_file,
 )
-from harness import RESULTS, command_line, save, steady_allocator, table
+from harness import RESULTS, command_line, resumed, save, steady_allocator, table
 from images import quiet_trainer, settle
 from torch import nn
 
@@ -201,15 +201,16 @@ def with_new_weights(network: nn.Module) -> nn.Module:
     return fresh
 
 
-def study(name: str, networks: Sequence[str], seeds: int, jobs: int, task: Task | None = None) -> dict[str, Any]:
-    """Run a task, save what there is after each run, and time the networks of seed 0."""
+def study(
+    name: str, networks: Sequence[str], seeds: int, jobs: int, task: Task | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Run a task, save what there is after each run, and time the networks of seed 0, where that run was made now."""
     task = task or TASKS[name]
-    record: dict[str, Any] = {
-        "task": vars(task),
-        "pruned": {"channels": CHANNEL_SPARSITY, "weights": WEIGHT_SPARSITY},
-        "runs": {network: {} for network in networks},
-        "latency": {},
-    }
+    settings = {"task": vars(task), "pruned": {"channels": CHANNEL_SPARSITY, "weights": WEIGHT_SPARSITY}}
+    before = resumed(result_name(name), settings) if resume else {}
+    record: dict[str, Any] = {**settings, "latency": {}, **before, "runs": dict(before.get("runs", {}))}
+    for network in networks:
+        record["runs"].setdefault(network, {})
     with tempfile.TemporaryDirectory() as folder:
         kept = {network: Path(folder) / network for network in networks}
         for path in kept.values():
@@ -219,11 +220,13 @@ def study(name: str, networks: Sequence[str], seeds: int, jobs: int, task: Task 
                 (network, seed): pool.submit(run, task, network, seed, None if seed else str(kept[network]))
                 for seed in range(seeds)
                 for network in networks
+                if str(seed) not in record["runs"][network]
             }
             for (network, seed), future in pending.items():
                 record["runs"][network][str(seed)] = future.result()
                 save(result_name(name), record, script="compression")
-        time_networks(name, record, task, kept)  # after the runs, which would disturb it
+        fresh = {network: path for network, path in kept.items() if any(path.iterdir())}
+        time_networks(name, record, task, fresh)  # after the runs, which would disturb it
     report(name, record)
     return record
 
@@ -370,6 +373,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="names of timm models")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="keep the seeds that were saved with these settings")
     parser.add_argument("--measure", action="store_true", help="only time the networks of what was saved anew")
     parser.add_argument("--draw", metavar="FILE", help="draw and print what was saved of these tasks")
     arguments = parser.parse_args()
@@ -381,7 +385,7 @@ def main() -> None:
         elif arguments.measure:
             measure(name, arguments.jobs)
         else:
-            study(name, arguments.networks, arguments.seeds, arguments.jobs)
+            study(name, arguments.networks, arguments.seeds, arguments.jobs, resume=arguments.resume)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from harness import save, table
+from harness import resumed, save, table
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from lightning_efficient.callbacks import FPTT, ChunkedBackprop
@@ -119,17 +119,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs="+", default=[200, 500])
     parser.add_argument("--most", nargs="+", default=["200:3000", "500:1500"], help="largest number of batches")
+    parser.add_argument("--resume", action="store_true", help="keep the seeds that were saved with these settings")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     most = {int(length): int(batches) for length, _, batches in (pair.partition(":") for pair in arguments.most)}
-    record: dict[str, Any] = {"chance_mse": 1 / 6, "parts": 10, "most_batches": most, "runs": {}}
+    settings = {"chance_mse": 1 / 6, "parts": 10, "most_batches": most}
+    record: dict[str, Any] = {**settings, "runs": {}, **(resumed("fptt_adding", settings) if arguments.resume else {})}
     for seed in range(arguments.seeds):
         for length in arguments.lengths:
             for method in METHODS:
-                by_method = record["runs"].setdefault(str(length), {})
-                by_method.setdefault(method, {})[str(seed)] = run(method, length, seed, most[length])
+                found = record["runs"].setdefault(str(length), {}).setdefault(method, {})
+                if str(seed) in found:
+                    continue
+                found[str(seed)] = run(method, length, seed, most[length])
                 save("fptt_adding", record)
                 report(record)
     draw(record, PICTURE)

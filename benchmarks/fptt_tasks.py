@@ -26,7 +26,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from harness import save, table
+from harness import resumed, save, table
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 
 from lightning_efficient.callbacks import FPTT, ChunkedBackprop
@@ -117,18 +117,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=["lstm", "gru", "irnn", "tarnn"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--resume", action="store_true", help="keep the seeds that were saved with these settings")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     task = TASKS[arguments.task]
-    settings = {"parts": task.parts, "epochs": task.epochs, "hidden_size": task.hidden, "learning_rate": task.rate}
-    record: dict[str, Any] = {"task": arguments.task, **settings, "networks": dict(NETWORKS), "runs": {}}
+    settings = {
+        "task": arguments.task,
+        "parts": task.parts,
+        "epochs": task.epochs,
+        "hidden_size": task.hidden,
+        "learning_rate": task.rate,
+        "networks": dict(NETWORKS),
+    }
+    before = resumed(f"fptt_tasks_{arguments.task}", settings) if arguments.resume else {}
+    record: dict[str, Any] = {**settings, "runs": {}, **before}
     for seed in range(arguments.seeds):
         for network in arguments.networks:
             for method in arguments.methods:
-                by_network = record["runs"].setdefault(network, {})
-                by_network.setdefault(method, {})[str(seed)] = run(task, network, method, seed)
+                found = record["runs"].setdefault(network, {}).setdefault(method, {})
+                if str(seed) in found:
+                    continue
+                found[str(seed)] = run(task, network, method, seed)
                 save(f"fptt_tasks_{arguments.task}", record, script="fptt_tasks")
         report(arguments.task, record)
 

@@ -201,6 +201,27 @@ def save(name: str, record: Mapping[str, Any], script: str | None = None) -> Pat
     return path
 
 
+def resumed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``results/<name>.json`` holds, to go on from it; nothing where it is of other settings.
+
+    Args:
+        name: The file's name without its suffix.
+        settings: What must be as it was saved, by key of the record.
+
+    Returns:
+        The record without command and environment, which join those of earlier runs under ``earlier``; or ``{}``.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text())
+    if any(record.get(key) != value for key, value in json.loads(json.dumps(settings)).items()):
+        print(f"{path.name} is of other settings; nothing of it is kept", flush=True)
+        return {}
+    before = {key: record.pop(key) for key in ("command", "environment")}
+    return {**record, "earlier": [*record.get("earlier", []), before]}
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; floats get four significant digits, the first column goes left and the others right."""
     grid = Table(title=title, title_justify="left")
