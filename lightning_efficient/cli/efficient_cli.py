@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any, cast
+import time
+import traceback
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
@@ -16,8 +18,10 @@ import lightning_efficient.callbacks
 import lightning_efficient.datamodules
 import lightning_efficient.modules  # noqa: F401  # imported classes can be given by their short names
 from lightning_efficient import plugins
+from lightning_efficient._checkpoint_io import write_whole_checkpoints
 from lightning_efficient._lightning_compat import ExplicitArgumentsWin, option_names
 from lightning_efficient._trainer import gather_objects, is_rehearsal
+from lightning_efficient.cli.config_shape import check_shapes
 from lightning_efficient.cli.latest_run import resolved
 from lightning_efficient.cli.output import say
 from lightning_efficient.cli.predictions import (
@@ -32,6 +36,7 @@ from lightning_efficient.cli.predictions import (
     write_predictions,
 )
 from lightning_efficient.cli.problems import explain
+from lightning_efficient.cli.products import log_product
 from lightning_efficient.cli.run_folder import RunFolder
 from lightning_efficient.cli.trainer import EfficientTrainer
 from lightning_efficient.errors import ConfigurationError, MissingExtraError
@@ -45,6 +50,7 @@ LOADER = {
     "test": "test_dataloader",
     "predict": "predict_dataloader",
 }
+_UNPARSED = (ArgumentError, TypeError, ValueError, ImportError, AttributeError, OSError, RecursionError)
 STRICT = {"exit_on_error": False, "allow_abbrev": False}
 
 
@@ -74,10 +80,11 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and say in one line what does not fit."""
+        words = args if isinstance(args, list) else sys.argv[1:]
+        check_shapes(words)
         try:
             super().parse_arguments(parser, args)
-        except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, OSError, yaml.YAMLError) as error:
-            words = args if isinstance(args, list) else sys.argv[1:]
+        except (*_UNPARSED, yaml.YAMLError) as error:
             raise ConfigurationError(explain(error, option_names(parser, words[0] if words else ""))) from error
 
     def instantiate_classes(self) -> None:
@@ -88,6 +95,7 @@ class EfficientCLI(ExplicitArgumentsWin):
             raise
         except Exception as error:  # whatever a class raises here, it was given by an option
             raise ConfigurationError(explain(error)) from error
+        write_whole_checkpoints(self.trainer)
 
     def after_instantiate_classes(self) -> None:
         """Say that the data are missing, before Lightning looks for them."""
@@ -122,15 +130,15 @@ class EfficientCLI(ExplicitArgumentsWin):
 
     def calibrate(self, **kwargs: Any) -> None:
         """Run ``Trainer.calibrate``."""
-        self._run(cast(EfficientTrainer, self.trainer).calibrate, kwargs)
+        self._make("calibrate", kwargs)
 
     def export(self, **kwargs: Any) -> None:
         """Run ``Trainer.export``."""
-        self._run(cast(EfficientTrainer, self.trainer).export, kwargs)
+        self._make("export", kwargs)
 
     def quantize(self, **kwargs: Any) -> None:
         """Run ``Trainer.quantize``."""
-        self._run(cast(EfficientTrainer, self.trainer).quantize, kwargs)
+        self._make("quantize", kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Run ``Trainer.predict`` and write into the run folder the predictions, with a threshold what is answered."""
@@ -170,6 +178,13 @@ class EfficientCLI(ExplicitArgumentsWin):
             self.model.use_routing(routing.calibrated)
         return routing
 
+    def _make(self, verb: str, kwargs: dict[str, Any]) -> None:
+        """Run a verb that makes files of a checkpoint, and let W&B keep them."""
+        loggers, since = list(self.trainer.loggers), time.time()  # calibrate takes the loggers out
+        report = self._run(getattr(self.trainer, verb), kwargs)
+        if self.trainer.is_global_zero and not is_rehearsal(self.trainer):
+            log_product(verb, loggers, kwargs, since, report)
+
     def _run(self, verb: Any, kwargs: dict[str, Any]) -> Any:
         if "ckpt_path" in kwargs:
             kwargs["ckpt_path"] = resolved(kwargs["ckpt_path"], self.trainer)
@@ -179,3 +194,10 @@ class EfficientCLI(ExplicitArgumentsWin):
             if self.trainer.interrupted:  # Lightning ends with 1; shells and schedulers expect the signal's number
                 sys.exit(128 + (signal.SIGTERM if self.trainer.received_sigterm else signal.SIGINT))
             raise
+        except (TypeError, ValueError) as error:
+            # the callables of a module are called late, when callbacks have added their parameters
+            frames = traceback.extract_tb(error.__traceback__)
+            if isinstance(error, ConfigurationError) or all(one.name != "configure_optimizers" for one in frames):
+                raise
+            message = f"model.optimizer or model.lr_scheduler cannot be built: {error}"
+            raise ConfigurationError(" ".join(message.split())) from error

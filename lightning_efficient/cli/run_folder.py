@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_efficient._files import FULL
 from lightning_efficient._trainer import callbacks_of
+from lightning_efficient.callbacks._moment import last_good_checkpoint, moment
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.reporting import run_dir
+from lightning_efficient.reporting.artifacts import log_run_files, remember_run
 
 # weights, and two moments per weight as Adam has them, twice: a new checkpoint is written before the old one goes
 BYTES_PER_PARAMETER = 2 * 3 * 4
@@ -41,20 +45,37 @@ class RunFolder(SaveConfigCallback):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+            if stage == "fit":
+                remember_run(trainer)
         except OSError as error:
             raise _not_writable(folder, error) from error
         if stage == "fit" and callbacks_of(trainer, ModelCheckpoint):
             _check_room(folder, pl_module)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let W&B keep what callbacks wrote into the folder."""
+        if stage in ("fit", "test"):
+            log_run_files(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save ``checkpoints/interrupted.ckpt`` when the user or a scheduler stops a fit."""
         if isinstance(exception, OSError) and not self.already_saved:
             _explain_logger(trainer, exception)
+        if isinstance(exception, OSError) and exception.errno in FULL and trainer.state.fn == "fit":
+            raise OSError(exception.errno, _full(trainer, exception)) from exception
         stopped = isinstance(exception, KeyboardInterrupt) or trainer.received_sigterm
         if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
             path = run_dir(trainer) / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path)
             rank_zero_info(f"saved {path}; go on with --ckpt_path {path}")
+
+
+def _full(trainer: Trainer, error: OSError) -> str:
+    what = f" for {error.filename!r}" if error.filename else ""
+    return (
+        f"the disk has no room{what} at {moment(trainer)} ({os.strerror(error.errno or 0)}); make room and go on with "
+        f"--ckpt_path; {last_good_checkpoint(trainer)}"
+    )
 
 
 def _explain_logger(trainer: Trainer, error: OSError) -> None:

@@ -29,6 +29,7 @@ from lightning_efficient.reporting import model_name
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from lightning_efficient.inference.export import ExportReport
     from lightning_efficient.profiling import SurgeryCosts
     from lightning_efficient.profiling.budget import TimeBudget
 
@@ -126,7 +127,7 @@ class EfficientTrainer(Trainer):
         tolerance: float = 1e-4,
         overwrite: bool = False,
         json_file: str | None = None,
-    ) -> None:
+    ) -> ExportReport:
         """Write graphs of a model for deployment, and check each file against the model.
 
         A hybrid becomes two parts: ``edge``, base and router with the threshold outside, and ``global``; any other
@@ -143,6 +144,9 @@ class EfficientTrainer(Trainer):
             tolerance: Largest difference from the model, relative above 1.
             overwrite: Whether the folder may hold files that are no export.
             json_file: Also write the description to this file; ``-`` prints it instead of the page.
+
+        Returns:
+            What was written and compared.
         """
         from lightning_efficient.cli.exporting import export_model, export_page
         from lightning_efficient.inference.exported import FORMATS
@@ -164,6 +168,7 @@ class EfficientTrainer(Trainer):
         if json_file != "-":
             folder, here = report.folder, Path.cwd()
             say(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
+        return report
 
     def profile(
         self,

@@ -222,7 +222,7 @@ def _yaml(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
     return content if isinstance(content, dict) else {}
 
@@ -232,7 +232,7 @@ def _json(file: Path) -> Any:
         return None
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{file} is no JSON: {error}") from error
 
 

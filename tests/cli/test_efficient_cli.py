@@ -30,7 +30,7 @@ def model(config: Any) -> dict[str, Any]:
 
 def test_a_logger_fragment_is_added_to_that_of_the_experiment(parse: Parse) -> None:
     config = parse("--config", "quickstart", "--config", "logger/wandb")
-    assert classes(config.trainer.logger) == ["CSVLogger", "WandbLogger"]
+    assert classes(config.trainer.logger) == ["CSVLogger", "SteadyWandbLogger"]
     assert config.trainer.logger[1].init_args.offline is True
 
 

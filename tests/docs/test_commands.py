@@ -25,9 +25,9 @@ from lightning_efficient import plugins
 from lightning_efficient.cli import compare, configs, report, search, serve
 from lightning_efficient.cli._search_objectives import parse_aims
 from lightning_efficient.cli.arguments import AFTER_TRAINING, expand
-from lightning_efficient.cli.check import ConfigParser
 from lightning_efficient.cli.config_files import find, shipped
 from lightning_efficient.cli.config_shape import check_shapes
+from lightning_efficient.cli.configs_check import ConfigParser
 from lightning_efficient.cli.main import VERBS
 from lightning_efficient.cli.run import _is_timm_model
 from lightning_efficient.cli.search_space import load_space

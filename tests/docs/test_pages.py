@@ -37,7 +37,9 @@ def test_the_navigation_names_every_page_once() -> None:
                 yield from [value] if isinstance(value, str) else leaves(value)
 
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    assert sorted(leaves(nav)) == sorted(page.relative_to(DOCS).as_posix() for page in SITE)
+    notebooks = [each.relative_to(DOCS).with_suffix(".md") for each in DOCS.rglob("*.ipynb")]
+    pages = [page.relative_to(DOCS) for page in SITE]
+    assert sorted(leaves(nav)) == sorted(each.as_posix() for each in [*pages, *notebooks])
 
 
 def test_the_site_asks_nothing_of_the_network_and_pictures_are_small() -> None:

@@ -128,9 +128,8 @@ def test_files_made_of_a_checkpoint_go_to_the_run_that_trained_it(known: str | N
         (checkpoint.parent.parent / REMEMBERED).write_text(known)
     log_with_checkpoint([wandb_logger()], checkpoint, Artifact("export", "graph", [folder_of_two()], {}))
     [run] = started
-    identity = "abc" if known == '{"id": "abc"}' else "fresh"
-    assert run.id == identity
-    assert run.artifacts[0][0].name == f"export-{identity}"
+    assert (run.id == "abc") is (known == '{"id": "abc"}')
+    assert run.artifacts[0][0].name == f"export-{run.id}"
 
 
 def test_a_run_that_was_named_is_not_exchanged_for_the_one_that_trained(started: list[Run]) -> None:
@@ -187,7 +186,7 @@ def test_what_a_verb_made_of_a_checkpoint_is_kept_with_sizes_and_metrics(
     report = SimpleNamespace(files=[SimpleNamespace(file="model.pt2", differences={1: 2e-7})])
     log_product(verb, [CSVLogger("csv"), wandb_logger()], options, time.time(), report if verb == "export" else None)
     [(sent, _)] = started[0].artifacts
-    assert (sent.name, sent.type, files_of(sent)) == (f"{verb}-fresh", kind, files)
+    assert (sent.name, sent.type, files_of(sent)) == (f"{verb}-{started[0].id}", kind, files)
     assert sent.metadata["description"] == {"format": "x"}
     assert sum(sent.metadata["bytes"].values()) == sum(
         (path / f if kind == "graph" else path).stat().st_size for f in files
