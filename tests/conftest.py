@@ -9,10 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import is_hypothesis_test, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
+
+
+# ten minutes are for all tests; HYPOTHESIS_PROFILE=thorough pytest -m hypothesis --timeout 0 takes half an hour for these
+settings.register_profile("suite", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "suite")
+settings.load_profile(PROFILE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every property test the examples of a longer profile, also where it names a number of its own."""
+    for item in items if PROFILE != "suite" else []:
+        test = getattr(item, "obj", None)
+        if test is not None and is_hypothesis_test(test):
+            own = getattr(test, "_hypothesis_internal_use_settings", None) or settings.default
+            most = settings.get_profile(PROFILE).max_examples
+            test._hypothesis_internal_use_settings = settings(own, max_examples=most)
 
 
 def pytest_collection_finish() -> None:

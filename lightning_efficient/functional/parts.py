@@ -214,7 +214,7 @@ def _check_lengths(lengths: Any, length: int, size: int) -> None:
         raise ConfigurationError(
             f"lengths must be a tensor of shape ({size},), one per sequence, got {_describe(lengths)}"
         )
-    if not 1 <= int(lengths.min()) <= int(lengths.max()) <= length:
+    if size and not 1 <= int(lengths.min()) <= int(lengths.max()) <= length:
         raise ConfigurationError(
             f"lengths must be 1 to {length}, the time steps of the batch, got {int(lengths.min())} to "
             f"{int(lengths.max())}"

@@ -18,6 +18,9 @@ from lightning_efficient.inference.events import GlobalUnavailable
 
 MAX_ANSWER_BYTES = 64_000_000
 
+_AFTERWARDS_S = 0.1
+"""How much longer than its caller a request waits: the caller's own limit is to be met first."""
+
 Reason: TypeAlias = Literal[
     "timeout", "connection", "server_error", "open_circuit", "bad_answer", "other_model", "rejected"
 ]
@@ -73,6 +76,7 @@ class Requests:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._going: set[asyncio.Task[Answer]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._process: int | None = None
@@ -84,7 +88,7 @@ class Requests:
 
     def get(self, path: str, seconds: float) -> Answer:
         """Return the answer to one request, tried once."""
-        return self._run(self._once("GET", path), seconds)
+        return self._run(self._once("GET", path, time.monotonic() + seconds), seconds)
 
     def count(self, **amounts: int) -> None:
         """Add to the counts."""
@@ -153,7 +157,7 @@ class Requests:
         for left in range(self.retries, -1, -1):
             pause = self.backoff_s * (1 + random.random())
             try:
-                return await self._hedged(body)
+                return await self._hedged(body, until)
             except ServerUnavailable as error:
                 passing = error.reason == "connection" or error.status == 503
                 if not passing or not left or time.monotonic() + pause >= until:
@@ -162,12 +166,12 @@ class Requests:
             await asyncio.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    async def _hedged(self, body: bytes) -> Answer:
-        waiting = {asyncio.ensure_future(self._post(body))}
+    async def _hedged(self, body: bytes, until: float) -> Answer:
+        waiting = {asyncio.ensure_future(self._post(body, until))}
         try:
             if self.hedge_s is not None and not (await asyncio.wait(waiting, timeout=self.hedge_s))[0]:
                 self.count(hedges=1)
-                waiting.add(asyncio.ensure_future(self._post(body)))
+                waiting.add(asyncio.ensure_future(self._post(body, until)))
             while True:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 good = [task for task in done if task.exception() is None]
@@ -177,21 +181,41 @@ class Requests:
             for task in waiting:
                 task.cancel()
 
-    async def _post(self, body: bytes) -> Answer:
-        answer = await self._once("POST", "/predict", body)
+    async def _post(self, body: bytes, until: float) -> Answer:
+        answer = await self._once("POST", "/predict", until, body)
         if answer.status >= 400:
             reason: Reason = "server_error" if answer.status >= 500 else "rejected"
             message = f"{self.url} answers {answer.status}: {answer.line()}"
             raise ServerUnavailable(reason, message, answer.status)
         return answer
 
-    async def _once(self, method: str, path: str, body: bytes = b"") -> Answer:
+    async def _once(self, method: str, path: str, until: float, body: bytes = b"") -> Answer:
+        """Send a request that is not cancelled with its caller, but ends by itself soon after ``until``.
+
+        A cancelled request may leave its connection in httpx's pool, neither free nor closed; a hundred fill the pool.
+        """
+        going = asyncio.ensure_future(self._exchange(method, path, until, body))
+        self._going.add(going)  # else nothing may hold it any more
+        going.add_done_callback(self._gone)
+        return await asyncio.shield(going)
+
+    def _gone(self, task: asyncio.Task[Answer]) -> None:
+        self._going.discard(task)
+        if not task.cancelled():
+            task.exception()  # which nobody may be waiting for
+
+    async def _exchange(self, method: str, path: str, until: float, body: bytes) -> Answer:
         self.count(requests=1, bytes_up=len(body))
         received = bytearray()
+        last = until + _AFTERWARDS_S
+        wait = max(last - time.monotonic(), _AFTERWARDS_S)
+        limits = (self.client.timeout.connect, wait, wait, wait)  # connect, read, write, wait for a connection
         try:
-            async with self.client.stream(method, path, content=body) as response:
+            async with self.client.stream(method, path, content=body, timeout=limits) as response:
                 async for chunk in response.aiter_bytes():
                     received += chunk
+                    if time.monotonic() > last:
+                        raise ServerUnavailable("timeout", f"{self.url} gave no whole answer in time")
                     if len(received) > MAX_ANSWER_BYTES:
                         raise ServerUnavailable("bad_answer", f"{self.url} answers more than {MAX_ANSWER_BYTES} bytes")
         except ServerUnavailable:

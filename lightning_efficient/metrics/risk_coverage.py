@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
@@ -30,6 +33,16 @@ class RiskCoverageCurve(RiskCoverageMetric):
 
     def _evaluate(self, summary: RiskCoverage) -> RiskCoveragePoints:
         return risk_coverage_curve(summary)
+
+    def _wrap_compute(self, compute: Callable) -> Callable:
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def of_one_dimension() -> RiskCoveragePoints:
+            # torchmetrics makes scalars of tensors with one element, and so of a curve with one point
+            return RiskCoveragePoints(*(each.reshape(-1) for each in wrapped()))
+
+        return of_one_dimension
 
     def confidence_interval(self, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Raise: a curve has no single value; ``plot(interval=0.95)`` draws the band around it."""
