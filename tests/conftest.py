@@ -16,7 +16,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 
-# ten minutes are for all tests; HYPOTHESIS_PROFILE=thorough pytest -m hypothesis --timeout 0 takes half an hour for these
+# HYPOTHESIS_PROFILE=thorough pytest -m hypothesis --timeout 0 takes half an hour for the property tests alone
 settings.register_profile("suite", max_examples=25, derandomize=True, deadline=None, database=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "suite")
