@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_efficient._files import replacing
+from lightning_efficient._files import write_tensors
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -28,6 +26,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         {'epoch': 3}
     """
 
+    last_written: Path | None = None
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save a checkpoint.
 
@@ -42,11 +42,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        # by way of memory, as Lightning does: torch.save to a full disk hides what went wrong
-        whole = io.BytesIO()
-        torch.save(checkpoint, whole)
-        with replacing(Path(path)) as partial:
-            partial.write_bytes(whole.getbuffer())
+        write_tensors(checkpoint, Path(path))
+        self.last_written = Path(path)
 
 
 def write_whole_checkpoints(trainer: Trainer) -> None:

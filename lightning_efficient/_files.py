@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How the system says that a disk, or one's share of it, is full, or that a file may not be so large."""
 
 
 @contextmanager
@@ -30,3 +36,19 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_tensors(content: Any, path: Path) -> None:
+    """Write what ``torch.save`` takes, whole or not at all, by way of memory.
+
+    On a full disk ``torch.save`` hides what went wrong, and the file that it could not close ends the process later.
+
+    Raises:
+        OSError: the file cannot be written; what was there is still there.
+    """
+    import torch
+
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    with replacing(path) as partial:
+        partial.write_bytes(whole.getbuffer())

@@ -18,8 +18,15 @@ _LONGEST = 200
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep exporters from printing, logging and warning; errors pass."""
+    with without_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep compilers and exporters from logging and warning, and let them print; errors pass."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:

@@ -9,9 +9,9 @@ from lightning.pytorch import Trainer
 
 from lightning_efficient import plugins
 from lightning_efficient.callbacks import LatencyProfiler, SelectiveCoverage
-from lightning_efficient.cli.check import ConfigParser
 from lightning_efficient.cli.config_files import find
 from lightning_efficient.cli.configs import run_configs
+from lightning_efficient.cli.configs_check import ConfigParser
 from lightning_efficient.errors import ConfigurationError
 
 BLOCKS = """

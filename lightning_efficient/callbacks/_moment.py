@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -23,10 +23,16 @@ def moment(trainer: Trainer) -> str:
     return f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
 
 
-def cause_of_bad_loss(batch: Any) -> str:
-    """Say whether the batch is to blame for a loss that is not finite."""
+def cause_of_bad_loss(batch: Any, module: LightningModule) -> str:
+    """Say whether the batch or the step before is to blame for a loss that is not finite."""
     inputs = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     if all_finite(inputs):
+        parts = (each.to_local() if hasattr(each, "to_local") else each for each in module.parameters())
+        if not all_finite(parts):
+            return (
+                "the weights hold NaN or infinite values, which the gradient of an earlier step has put there; try a "
+                "lower learning rate or gradient clipping, or --trainer.detect_anomaly true to find the operation"
+            )
         return "the batch is finite, so try a lower learning rate or gradient clipping"
     return "the batch itself holds NaN or infinite values"
 
@@ -40,6 +46,9 @@ def last_good_checkpoint(trainer: Trainer) -> str:
     """Name the checkpoint that was written last."""
     keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     named = [path for keeper in keepers for path in (keeper.best_model_path, keeper.last_model_path) if path]
+    # a callback names its next checkpoint before it is written
+    if last := getattr(trainer.strategy.checkpoint_io, "last_written", None):
+        named.append(str(last))
     # a monitored checkpoint is the best one and may be old
     saved = max(
         (path for path in map(Path, named) if path.exists()), key=lambda path: path.stat().st_mtime, default=None

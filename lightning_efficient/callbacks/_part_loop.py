@@ -145,7 +145,7 @@ class PartLoop:
             return
         raise NonFiniteLossError(
             f"the training loss is {value} in part {part.index + 1} of {part.count} (time steps {part.start} to "
-            f"{part.stop - 1}) at {moment(self.trainer)}; {cause_of_bad_loss(piece)}; "
+            f"{part.stop - 1}) at {moment(self.trainer)}; {cause_of_bad_loss(piece, self.module)}; "
             f"{last_good_checkpoint(self.trainer)}"
         )
 

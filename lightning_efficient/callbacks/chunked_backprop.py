@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map
 
 from lightning_efficient._trainer import callbacks_of, gather_objects, refuse_manual_optimization, refuse_shards
 from lightning_efficient.callbacks._part_loop import PartLoop, PartWeights, SplitOptions, has_scaler, needs_hiddens
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.functional.parts import Key, sequence_parts
 from lightning_efficient.typing import Batch
 
@@ -78,11 +79,7 @@ class ChunkedBackprop(Callback):
             raise ConfigurationError(f"{type(self).__name__}: {error}") from error
         if time_dim not in (0, 1):
             raise ConfigurationError(f"{type(self).__name__}: time_dim is {time_dim}; it must be 0 or 1")
-        if part_weights not in get_args(PartWeights):
-            raise ConfigurationError(
-                f"{type(self).__name__}: part_weights is {part_weights!r}; it must be one of "
-                f"{list(get_args(PartWeights))}.{did_you_mean(part_weights, get_args(PartWeights))}"
-            )
+        check_choice(f"{type(self).__name__}: part_weights", part_weights, get_args(PartWeights))
         chosen = None if sequences is None else tuple(sequences)
         self.split = SplitOptions(parts, part_length, time_dim, chosen, part_weights, carry, check_finite)
         self.name = name or self.default_name

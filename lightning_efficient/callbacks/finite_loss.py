@@ -18,8 +18,9 @@ class FiniteLoss(Callback):
     """Stop training at the first loss that is NaN or infinite, before its gradient is taken.
 
     The error names the step, the epoch and the batch, and says whether the batch itself held such values. That step
-    does not touch the weights. Where a step with a finite loss has spoilt them, as a far too high learning rate can, no
-    checkpoint of them is written, so the last one is always good (one with ``save_weights_only`` is not looked at).
+    does not touch the weights. Where a step with a finite loss has spoilt them, as a far too high learning rate or a
+    gradient that is NaN can, the next loss tells, and no checkpoint of them is written, so the last one is always good
+    (one with ``save_weights_only`` is not looked at).
     Reading the loss waits for the device once a step, which is free on CPU and costs a GPU its head start of one step.
 
     Raises:
@@ -43,7 +44,7 @@ class FiniteLoss(Callback):
         if math.isfinite(value):
             return
         raise NonFiniteLossError(
-            f"the training loss is {value} at {moment(trainer)}; {cause_of_bad_loss(self._batch)}; "
+            f"the training loss is {value} at {moment(trainer)}; {cause_of_bad_loss(self._batch, pl_module)}; "
             f"{last_good_checkpoint(trainer)}"
         )
 

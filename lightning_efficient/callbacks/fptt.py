@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from lightning_efficient._trainer import callbacks_of
 from lightning_efficient.callbacks._part_loop import PartWeights
 from lightning_efficient.callbacks.chunked_backprop import ChunkedBackprop
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.functional.parts import Key
 from lightning_efficient.losses.fptt_regularizer import FPTTRegularizer, check_fptt_options
 from lightning_efficient.typing import Batch
@@ -94,11 +95,7 @@ class FPTT(ChunkedBackprop):
     ) -> None:
         super().__init__(parts, part_length, time_dim, sequences, part_weights, carry, check_finite, name)
         check_fptt_options(alpha, beta, proximal_weight, dual_weight)
-        if reset not in get_args(Reset):
-            allowed = get_args(Reset)
-            raise ConfigurationError(
-                f"FPTT: reset is {reset!r}; it must be one of {list(allowed)}.{did_you_mean(reset, allowed)}"
-            )
+        check_choice("FPTT: reset", reset, get_args(Reset))
         self.reset = reset
         self.regularize = regularize
         self.parameters = parameters

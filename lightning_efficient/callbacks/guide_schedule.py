@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_efficient._trainer import callbacks_of, gather_objects, refuse_shards
 from lightning_efficient.callbacks._guide_statistics import BINS, GuideStatistics
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._checks import check_choice
 from lightning_efficient.functional.phases import Alternation, Unit
 from lightning_efficient.functional.primal_dual import PrimalDual
 from lightning_efficient.functional.schedules import Schedule, as_schedule
@@ -64,11 +65,7 @@ class GuideSchedule(Callback):
         interval: Interval = "epoch",
         name: str = "guide",
     ) -> None:
-        if interval not in get_args(Interval):
-            raise ConfigurationError(
-                f"{type(self).__name__}: interval is {interval!r}; it must be one of {list(get_args(Interval))}."
-                f"{did_you_mean(str(interval), get_args(Interval))}"
-            )
+        check_choice(f"{type(self).__name__}: interval", interval, get_args(Interval))
         self.dual = multiplier if isinstance(multiplier, PrimalDual) else None
         given = {"multiplier": None if self.dual else multiplier, "budget": budget, "temperature": temperature}
         self.schedules = {

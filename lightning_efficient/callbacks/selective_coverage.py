@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,8 +18,10 @@ from torch.utils.data import DistributedSampler
 from lightning_efficient import functional as LF
 from lightning_efficient._trainer import callbacks_of
 from lightning_efficient.callbacks._moment import returned
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import RiskCoverage, RiskKind, Score
+from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.functional.operating_points import RISK_KINDS
 from lightning_efficient.metrics import RiskCoverageCurve
 from lightning_efficient.reporting import log_curve, log_figure, log_scalars, risk_coverage_figure
 from lightning_efficient.typing import Batch, Predictions
@@ -68,8 +70,7 @@ class SelectiveCoverage(Callback):
     ) -> None:
         _check_values("risks", risks, lambda value: 0 <= value <= 1, "[0, 1]")
         _check_values("coverages", coverages, lambda value: 0 < value <= 1, "(0, 1]")
-        if kind not in get_args(RiskKind):
-            raise ConfigurationError(f"SelectiveCoverage: kind is {kind!r}.{did_you_mean(kind, get_args(RiskKind))}")
+        check_choice("SelectiveCoverage: kind", kind, RISK_KINDS)
         self.risks = tuple(risks)
         self.coverages = tuple(coverages)
         self.kind = kind

@@ -13,13 +13,13 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from lightning_efficient._trainer import remove_callbacks
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.callbacks._quantization_network import network_before
 from lightning_efficient.callbacks.quantization_aware import QuantizationAware
 from lightning_efficient.cli.evaluation import listen_only
 from lightning_efficient.inference.calibration_file import Split
 from lightning_efficient.nn.main_network import main_network
 from lightning_efficient.nn.quantization.aware import AwareNetwork
-from lightning_efficient.nn.views import uncompiled
 
 
 class Watch(Callback):

@@ -47,7 +47,7 @@ class BaseConfig:
 
     def __init__(self, words: Sequence[str]) -> None:
         from lightning_efficient.cli.arguments import expand
-        from lightning_efficient.cli.check import ConfigParser
+        from lightning_efficient.cli.configs_check import ConfigParser
         from lightning_efficient.cli.run import _is_timm_model
 
         arguments = expand(["fit", *words], _is_timm_model)

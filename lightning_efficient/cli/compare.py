@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_efficient.cli.option_parser import OptionParser
-from lightning_efficient.cli.output import complain, say
+from lightning_efficient.cli.output import exit_status, say
 from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError
 
@@ -52,13 +52,7 @@ class _Comparison:
 
 def run_compare(arguments: Sequence[str]) -> int:
     """Compare runs and return the exit status: 2 for a mistake."""
-    try:
-        return _compare(_parser().parse_args(arguments))
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        raise
-    except (ConfigurationError, OSError) as error:
-        complain(error)
-        return 2
+    return exit_status(lambda: _compare(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,18 +9,14 @@ from pathlib import Path
 
 from lightning_efficient.cli.config_files import OWN, ConfigFile, find, shipped
 from lightning_efficient.cli.option_parser import OptionParser
-from lightning_efficient.cli.output import complain, say
+from lightning_efficient.cli.output import exit_status, say
 from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError
 
 
 def run_configs(arguments: Sequence[str]) -> int:
     """Run ``configs ls | cat | cp | check`` and return the exit status."""
-    try:
-        return _run(_parser().parse_args(arguments))
-    except (ConfigurationError, OSError) as error:
-        complain(error)
-        return 2
+    return exit_status(lambda: _run(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
             say(str(_copy(find(options.name), options.target, options.force)))
         case "check":
             quiet()  # before the import: torch may have something to say as it loads
-            from lightning_efficient.cli.check import check_configs
+            from lightning_efficient.cli.configs_check import check_configs
 
             return check_configs(options.names)
     return 0

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
+from lightning_efficient._files import write_tensors
 from lightning_efficient.functional.confidence import msp
 from lightning_efficient.inference.abstaining import decide
 from lightning_efficient.inference.routing_file import RoutingFile
@@ -39,7 +39,7 @@ def write_predictions(outputs: list[Any], folder: Path, rank: int = 0, world_siz
     stem = "predictions" if world_size == 1 else f"predictions_rank{rank}"
     columns = _columns(outputs)
     if not columns:
-        torch.save(outputs, folder / f"{stem}.pt")
+        write_tensors(outputs, folder / f"{stem}.pt")
         return folder / f"{stem}.pt"
     with (folder / f"{stem}.csv").open("w", newline="") as file:
         writer = csv.writer(file)

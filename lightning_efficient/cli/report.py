@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_efficient.cli.option_parser import OptionParser
-from lightning_efficient.cli.output import complain, say
+from lightning_efficient.cli.output import exit_status, say
 from lightning_efficient.cli.quiet import quiet
 from lightning_efficient.errors import ConfigurationError
 
@@ -20,13 +20,7 @@ _AXES = (
 
 def run_report(arguments: Sequence[str]) -> int:
     """Write the page and return the exit status: 2 for a mistake."""
-    try:
-        return _report(_parser().parse_args(arguments))
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        raise
-    except (ConfigurationError, OSError) as error:
-        complain(error)
-        return 2
+    return exit_status(lambda: _report(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_efficient._files import FULL
 from lightning_efficient._trainer import callbacks_of
 from lightning_efficient.callbacks._moment import last_good_checkpoint, moment
-from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.errors import ConfigurationError, NonFiniteLossError
 from lightning_efficient.reporting import run_dir
 from lightning_efficient.reporting.artifacts import log_run_files, remember_run
 
@@ -63,11 +63,21 @@ class RunFolder(SaveConfigCallback):
             _explain_logger(trainer, exception)
         if isinstance(exception, OSError) and exception.errno in FULL and trainer.state.fn == "fit":
             raise OSError(exception.errno, _full(trainer, exception)) from exception
+        if isinstance(exception, ConfigurationError | NonFiniteLossError) and trainer.state.fn == "fit":
+            _say_checkpoint(trainer, exception)
         stopped = isinstance(exception, KeyboardInterrupt) or trainer.received_sigterm
         if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
             path = run_dir(trainer) / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path)
             rank_zero_info(f"saved {path}; go on with --ckpt_path {path}")
+
+
+def _say_checkpoint(trainer: Trainer, error: ConfigurationError | NonFiniteLossError) -> None:
+    """Raise what ended a run that has come some way again, with the checkpoint to go on from."""
+    if trainer.global_step == 0 or trainer.sanity_checking or "checkpoint" in str(error):
+        return
+    kind = ConfigurationError if isinstance(error, ConfigurationError) else NonFiniteLossError
+    raise kind(f"{str(error).rstrip('.')}; at {moment(trainer)}; {last_good_checkpoint(trainer)}") from error
 
 
 def _full(trainer: Trainer, error: OSError) -> str:

@@ -21,8 +21,12 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, lzma.LZMAErr
 
 def damaged(path: Path, error: BaseException | str) -> ConfigurationError:
     """Return the error for a file that is there and cannot be used."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ConfigurationError(f"'{path}' is incomplete or damaged ({reason}); replace it by the original")
+    return ConfigurationError(f"'{path}' is incomplete or damaged ({one_line(error)}); replace it by the original")
+
+
+def one_line(error: BaseException | str) -> str:
+    """Return what a reader says of a file on one line, or its class where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def plain_or_xz(path: Path) -> Path | None:

@@ -8,10 +8,10 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from torchvision.datasets.utils import check_integrity
 
+from lightning_efficient._files import replacing
 from lightning_efficient.errors import ConfigurationError
 
 
@@ -49,14 +49,9 @@ def unpacked_root(root: Path, name: str, resources: Sequence[tuple[str, str]], c
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    # Other processes may unpack the same file: each writes its own, and the rename is atomic.
-    partial = target.with_name(f"{target.name}.{uuid4().hex}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(archive) as source, partial.open("wb") as sink:
+        # other processes may unpack the same file
+        with replacing(target) as partial, gzip.open(archive) as source, partial.open("wb") as sink:
             shutil.copyfileobj(source, sink)
-        partial.replace(target)
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigurationError(f"{archive} cannot be unpacked into {target.parent}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

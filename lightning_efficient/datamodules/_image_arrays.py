@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_efficient.datamodules._parts import cut_by_class
 from lightning_efficient.datamodules._resumable import Split
-from lightning_efficient.datamodules._splits import stratified_split
+from lightning_efficient.datamodules._splits import cut_by_class, stratified_split
 from lightning_efficient.datamodules._torchvision_sets import IMAGE_SETS
 from lightning_efficient.datamodules.digits import HELD_OUT, SPLIT_SEED
 from lightning_efficient.datamodules.torchvision_images import TorchvisionImages

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lightning_efficient.datamodules._dataset import LabelledImages
+from lightning_efficient.datamodules._labelled_images import LabelledImages
 from lightning_efficient.datamodules._splits import stratified_split
 from lightning_efficient.datamodules.images import ImageDataModule, Split
 

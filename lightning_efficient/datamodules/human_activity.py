@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_efficient.datamodules._keyed_draws import STREAMS, add_normal
-from lightning_efficient.datamodules._parts import cut_by_group
 from lightning_efficient.datamodules._resumable import Split
+from lightning_efficient.datamodules._splits import cut_by_group
 from lightning_efficient.datamodules._uci_har import ACTIVITIES, CHANNELS, STEPS, Windows, find_source, read_windows
 from lightning_efficient.datamodules.sequences import LabelledSequences, SequenceDataModule
 from lightning_efficient.errors import ConfigurationError

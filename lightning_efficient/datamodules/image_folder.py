@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torchvision.datasets import ImageFolder
 
-from lightning_efficient.datamodules._dataset import LabelledImages
+from lightning_efficient.datamodules._files import one_line
+from lightning_efficient.datamodules._labelled_images import LabelledImages
 from lightning_efficient.datamodules.images import ImageDataModule, Split
 from lightning_efficient.errors import ConfigurationError, DataNotFoundError
 
@@ -47,7 +48,7 @@ class ImageFolderImages(ImageDataModule):
         try:
             pairs = ImageFolder(self._folder(split))
         except FileNotFoundError as error:
-            raise ConfigurationError(" ".join(str(error).split())) from error
+            raise ConfigurationError(one_line(error)) from error
         return LabelledImages.all_of(pairs, pairs.targets)
 
     def _folder(self, split: Split) -> Path:

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_efficient.datamodules._dataset import AugmentedImages, ImageDataset, LabelledImages
-from lightning_efficient.datamodules._parts import cut_by_class
+from lightning_efficient.datamodules._labelled_images import AugmentedImages, ImageDataset, LabelledImages
 from lightning_efficient.datamodules._resumable import Split
 from lightning_efficient.datamodules._sample_keys import KeyedDataModule, sha256_of
-from lightning_efficient.datamodules._splits import stratified_split
+from lightning_efficient.datamodules._splits import cut_by_class, stratified_split
 from lightning_efficient.datamodules._transforms import Preparation, Transform, merged_policy
 from lightning_efficient.errors import ConfigurationError
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_efficient.datamodules._files import damaged, find_npz, read_npz
-from lightning_efficient.datamodules._parts import cut_by_group
 from lightning_efficient.datamodules._resumable import Split
+from lightning_efficient.datamodules._splits import cut_by_group
 from lightning_efficient.datamodules.sequences import LabelledSequences, SequenceDataModule
 from lightning_efficient.errors import ConfigurationError, DataNotFoundError
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from torchvision.datasets import EMNIST, MNIST, VisionDataset
 
-from lightning_efficient.datamodules._dataset import LabelledImages
+from lightning_efficient.datamodules._files import one_line
 from lightning_efficient.datamodules._idx_cache import default_cache_dir, unpacked_root
+from lightning_efficient.datamodules._labelled_images import LabelledImages
 from lightning_efficient.datamodules._torchvision_sets import IMAGE_SETS, ImageSet
 from lightning_efficient.datamodules.images import ImageDataModule, Split
 from lightning_efficient.errors import ConfigurationError, DataNotFoundError, did_you_mean
@@ -84,7 +85,7 @@ class TorchvisionImages(ImageDataModule):
             for selection in (self._known.train, self._known.test):
                 self._known.constructor(self.root, download=True, **selection)
         except _UNREADABLE as error:
-            message = f"{self.name} could not be downloaded into '{self.root}': {_one_line(error)}"
+            message = f"{self.name} could not be downloaded into '{self.root}': {one_line(error)}"
             raise ConfigurationError(message) from error
 
     def read(self, split: Split) -> LabelledImages | None:
@@ -121,10 +122,6 @@ class TorchvisionImages(ImageDataModule):
             return self._known.constructor(root, **selection)
         except _UNREADABLE as error:
             raise ConfigurationError(
-                f"{self.name} in '{root / self._known.path}' is incomplete or damaged ({_one_line(error)}); "
+                f"{self.name} in '{root / self._known.path}' is incomplete or damaged ({one_line(error)}); "
                 "delete it and fetch it again with --data.download true"
             ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

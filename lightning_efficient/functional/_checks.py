@@ -17,13 +17,13 @@ def check_choice(option: str, given: str, allowed: Iterable[str]) -> None:
 
 def check_positive(option: str, given: float) -> None:
     """Raise unless ``given`` is a finite number above zero."""
-    if not 0 < given < float("inf"):
+    if not hasattr(given, "__float__") or not 0 < given < float("inf"):
         raise ConfigurationError(f"{option}={given!r} must be a finite number above 0.")
 
 
 def check_fraction(option: str, given: float, *, zero: bool) -> None:
     """Raise unless ``given`` lies in ``[0, 1]``, or in ``(0, 1]`` where ``zero`` is false."""
-    if not (0 <= given <= 1 and (zero or given > 0)):
+    if not (hasattr(given, "__float__") and 0 <= given <= 1 and (zero or given > 0)):
         interval = "[0, 1]" if zero else "(0, 1]"
         raise ConfigurationError(
             f"{option}={given!r} is outside {interval}; give a fraction such as 0.05, not a percent."

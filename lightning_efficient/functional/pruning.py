@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_choice, check_count, check_fraction, check_number, is_integer
+from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.schedules import TOLERANCE
 
 SALIENCIES = ("magnitude", "first_order", "random")
@@ -46,7 +47,7 @@ def saliency(
         Pruning Convolutional Neural Networks for Resource Efficient Inference. ICLR 2017: first order.
     """
     check_choice("saliency", kind, SALIENCIES)
-    values = _wide(weight.detach())
+    values = at_least_float32(weight.detach())
     if kind == "magnitude":
         return values.abs()
     if kind == "random":
@@ -58,7 +59,7 @@ def saliency(
         raise ConfigurationError(
             f"saliency='first_order' needs a gradient of the weight's shape {tuple(weight.shape)}, got {given}."
         )
-    return (values * _wide(gradient.detach())).abs()
+    return (values * at_least_float32(gradient.detach())).abs()
 
 
 def round_fraction(sparsity: float, rounds: int) -> float:
@@ -357,8 +358,4 @@ def _floored(share: float) -> float:
 
 
 def _finite(values: Tensor) -> Tensor:
-    return _wide(values).nan_to_num(nan=0.0)  # infinity marks what may not be chosen
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+    return at_least_float32(values).nan_to_num(nan=0.0)  # infinity marks what may not be chosen

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_flag, is_integer
+from lightning_efficient.functional._precision import at_least_float32
 
 _BITS = (2, 16)
 
@@ -49,7 +50,7 @@ def quantization_range(x: Tensor, *, dim: int | None = None) -> tuple[Tensor, Te
                 [-2.]]), tensor([[3.],
                 [1.]]))
     """
-    values = _wide(x.detach())
+    values = at_least_float32(x.detach())
     if not values.numel() or not values.isfinite().all():
         raise ConfigurationError(f"x of shape {tuple(x.shape)} must hold at least one number, and finite ones only.")
     if dim is None:
@@ -127,7 +128,8 @@ def quantize(x: Tensor, parameters: QuantizationParameters) -> Tensor:
         tensor([-128,  -28,  127,  127], dtype=torch.int8)
     """
     # half of a float32 is not exact beyond 2^23, so the clamp comes before the cast
-    integers = ((_wide(x) / parameters.scale).round() + parameters.zero_point).clamp(parameters.low, parameters.high)
+    steps = (at_least_float32(x) / parameters.scale).round() + parameters.zero_point
+    integers = steps.clamp(parameters.low, parameters.high)
     return integers.to(_integer_type(parameters))
 
 
@@ -186,7 +188,7 @@ def fake_quantize(
     if symmetric:
         high = torch.maximum(-low, high)
         low = -high
-    values = _wide(x)
+    values = at_least_float32(x)
     parameters = _on(parameters, x.device)
     rounded = dequantize(quantize(values.detach().clamp(low, high), parameters), parameters)
     passing = torch.where((values >= low) & (values <= high), values, 0.0)
@@ -194,7 +196,7 @@ def fake_quantize(
 
 
 def _ends(low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
-    ends = [_wide(torch.as_tensor(end).detach()) for end in (low, high)]
+    ends = [at_least_float32(torch.as_tensor(end).detach()) for end in (low, high)]
     if not all(end.isfinite().all() for end in ends) or (ends[0] > ends[1]).any():
         raise ConfigurationError("low and high must be finite numbers with low <= high.")
     return ends[0].clamp(max=0.0), ends[1].clamp(min=0.0)
@@ -215,7 +217,3 @@ def _on(parameters: QuantizationParameters, device: torch.device) -> Quantizatio
     return QuantizationParameters(
         parameters.scale.to(device), parameters.zero_point.to(device), parameters.low, parameters.high
     )
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from lightning_efficient._files import replacing
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError
+
+LARGEST = sys.float_info.max
 
 
 def percent(share: float, rounding: str) -> str:
@@ -24,6 +27,11 @@ def percent(share: float, rounding: str) -> str:
 def is_number(value: object, low: float, high: float) -> bool:
     """Tell whether a value is a number within limits, which True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_share(value: object) -> bool:
+    """Tell whether a value is a number in ``[0, 1]``."""
+    return is_number(value, 0, 1)
 
 
 def is_name(value: object) -> bool:
@@ -43,6 +51,41 @@ def short(value: object) -> str:
     except ValueError:  # Python writes no integer of more than 4300 digits
         return f"a {type(value).__name__} of too many digits"
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+COMMON_ENTRIES: Mapping[str, Callable[[Any], bool]] = {
+    "confidence": lambda value: value is None or (is_share(value) and 0 < value < 1),
+    "samples": lambda value: is_number(value, 1, LARGEST) and isinstance(value, int),
+    "coverage": is_share,
+    "promise": lambda value: isinstance(value, str) and value != "",
+}
+"""What thresholds of every kind have, and what it must be."""
+
+
+def check_calibrated(
+    values: object, what: str, version: int, entries: Mapping[str, Callable[[Any], bool]]
+) -> Mapping[str, Any]:
+    """Return what ``to_dict`` of calibrated thresholds gave, without its version.
+
+    Raises:
+        ConfigurationError: another version, a name that is missing or unknown, or a value that cannot be.
+    """
+    if not isinstance(values, Mapping):
+        raise damaged_values(what, f"it holds a {type(values).__name__}, not a mapping")
+    if values.get("version") != version:
+        raise damaged_values(what, f"its version is {short(values.get('version'))}, and this release reads {version}")
+    names = {"version", *entries}
+    if different := sorted(names ^ set(values), key=str):
+        raise damaged_values(what, f"{different[0]!r} is {'missing' if different[0] in names else 'unknown'}")
+    for name, allowed in entries.items():
+        if not allowed(values[name]):
+            raise damaged_values(what, f"{name} is {short(values[name])}")
+    return {name: values[name] for name in entries}
+
+
+def damaged_values(what: str, reason: str) -> ConfigurationError:
+    """Return the error of values that are no calibrated ``what``."""
+    return ConfigurationError(f"This is not a calibrated {what}: {reason}; calibrate again.")
 
 
 def place_of(ckpt_path: str | Path, ending: str) -> Path:

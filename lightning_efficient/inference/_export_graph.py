@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,12 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule
 
-from lightning_efficient._graph_problems import quiet
+from lightning_efficient._graph_problems import quiet, reason_of
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.inference._export_problems import export_problem
 from lightning_efficient.inference._onnx import operators_of, write_onnx
 from lightning_efficient.inference.exported import ExportFormat, sha256_of
 from lightning_efficient.nn.checkpoints import hash_weights
-from lightning_efficient.nn.views import uncompiled
 
 SUFFIXES = {"torch": "pt2", "onnx": "onnx"}
 
@@ -59,6 +59,10 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+BATCH = Dim("batch", min=1, max=2**40)
+"""Torch 2.6 finds that some graphs do not hold for the largest number there is, so that is left out."""
+
+
 def traced(module: nn.Module, name: str, example: Tensor) -> ExportedProgram:
     """Return a network's graph for batches of any size like the example.
 
@@ -74,7 +78,7 @@ def traced(module: nn.Module, name: str, example: Tensor) -> ExportedProgram:
     zeros = torch.zeros((2, *example.shape[1:]), dtype=example.dtype)
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(module, (zeros,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False)
+            program = torch.export.export(module, (zeros,), dynamic_shapes=({0: BATCH},), strict=False)
     except Exception as error:  # torch raises a dozen classes here, some of them private
         raise export_problem(name, "torch.export", error) from error
     _drop_unused(program)
@@ -83,6 +87,10 @@ def traced(module: nn.Module, name: str, example: Tensor) -> ExportedProgram:
 
 def _drop_unused(program: ExportedProgram) -> None:
     """Take out weights that no operator reads, such as those of a teacher; the exporter keeps them."""
+    for node in list(program.graph.nodes):
+        # a question about dtypes, answered at the trace, which torch 2.6 records and cannot read from a file
+        if str(node.target).startswith("aten.promote_types") and not node.users:
+            program.graph.erase_node(node)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in list(program.graph.nodes):
         spec = specs.get(node.name) if node.op == "placeholder" and not node.users else None
@@ -107,7 +115,7 @@ def written(
         path = folder / f"{name}.{SUFFIXES[each]}"
         try:
             with quiet():
-                torch.export.save(program, path) if each == "torch" else write_onnx(program, path, outputs)
+                _write_program(program, path) if each == "torch" else write_onnx(program, path, outputs)
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be written ({error.strerror})") from error
         except Exception as error:
@@ -118,7 +126,29 @@ def written(
     return {"formats": files, "operators": operators}
 
 
+def _write_program(program: ExportedProgram, path: Path) -> None:
+    # by way of memory: on a full disk torch hides what went wrong, and the file that it cannot close ends the process
+    whole = io.BytesIO()
+    torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())
+
+
 def _torch_operators(program: ExportedProgram) -> dict[str, int]:
     graphs = [each.graph for each in program.graph_module.modules() if isinstance(each, GraphModule)]
     targets = [node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)]
     return dict(sorted(Counter(target.name() for target in targets).items()))
+
+
+def export_problem(part: str, target: str, error: BaseException) -> ConfigurationError:
+    """Return the error of a part that an exporter refuses, with the operator or the line of code where it says so.
+
+    Args:
+        part: Name of the part.
+        target: What it was to become, such as ``ONNX``.
+        error: What the exporter raised.
+
+    Example:
+        >>> print(export_problem("edge", "ONNX", RuntimeError("No ONNX function found for aten.eigh.default")))
+        part 'edge' cannot be exported to ONNX: aten.eigh: No ONNX function found for aten.eigh.default
+    """
+    return ConfigurationError(f"part {part!r} cannot be exported to {target}: {reason_of(error, name_operator=True)}")

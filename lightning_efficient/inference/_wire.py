@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 MEDIA_TYPE = "application/x-lightning-efficient"
+KEY_VARIABLE = "LIT_SERVER_API_KEY"
+"""The environment variable with the key that clients send and servers ask for."""
 VERSION = 1
 MAX_HEADER_BYTES = 4096
 

@@ -23,7 +23,6 @@ from lightning_efficient.inference.circuit_breaker import CircuitBreaker
 
 __all__ = ["EdgeClient", "ServerUnavailable"]
 
-KEY_VARIABLE = "LIT_SERVER_API_KEY"
 EXPECTED = ("sha256", "classes", "input_shape")
 
 _SAYS_NOTHING = (400, 413, 415, 422)
@@ -114,7 +113,7 @@ class EdgeClient:
         self.compress, self.max_rows = compress, max_rows
         self.dtype = torch.float16 if dtype == "float16" else torch.float32
         httpx: Any = require("httpx", "serve")
-        key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+        key = os.environ.get(_wire.KEY_VARIABLE) if api_key is None else api_key
         _check_key(key)
         headers = {"content-type": _wire.MEDIA_TYPE, "accept-encoding": "identity"}
         client = httpx.AsyncClient(
@@ -274,7 +273,7 @@ def _check_key(key: object) -> None:
     if key is None or (isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()):
         return
     raise ConfigurationError(
-        f"api_key (or {KEY_VARIABLE}) must be printable ASCII text without spaces or line ends around it"
+        f"api_key (or {_wire.KEY_VARIABLE}) must be printable ASCII text without spaces or line ends around it"
     )
 
 

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 EventKind: TypeAlias = Literal[
     "budget", "global_unavailable", "global_not_finite", "base_not_finite", "query_rate_drift", "kept_disagreement"
 ]
-EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
 
 LOGGER_NAME = "lightning_efficient.routing"
 

@@ -16,9 +16,8 @@ from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_count, check_flag, check_positive
 from lightning_efficient.inference._export_folder import install, partial_folder, refuse_taken, write_json
-from lightning_efficient.inference._export_graph import dtypes_of, frozen, traced, weights_hash, written
+from lightning_efficient.inference._export_graph import dtypes_of, export_problem, frozen, traced, weights_hash, written
 from lightning_efficient.inference._export_parity import answers, difference, drawn
-from lightning_efficient.inference._export_problems import export_problem
 from lightning_efficient.inference._onnx import require_writer
 from lightning_efficient.inference.exported import (
     FORMAT,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_efficient._graph_archive import check_only_tensors
 from lightning_efficient._graph_problems import quiet
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError, did_you_mean
@@ -259,6 +260,7 @@ class _TorchGraph:
     def __init__(self, path: Path, device: torch.device) -> None:
         try:
             with quiet():
+                check_only_tensors(path)
                 program = torch.export.load(path)
                 if device.type != "cpu":
                     from torch.export.passes import move_to_device_pass

@@ -17,8 +17,7 @@ from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.inference._fresh_lock import FreshLock
 from lightning_efficient.inference._query_budget import check_budget, drawn, most_sent, most_urgent
 from lightning_efficient.inference._routed_batch import Monitor, RoutedBatch
-from lightning_efficient.inference._routed_notes import BatchNotes
-from lightning_efficient.inference._routing_statistics import RoutingStatistics
+from lightning_efficient.inference._routing_statistics import BatchNotes, RoutingStatistics
 from lightning_efficient.inference._weights_guard import WeightsGuard
 from lightning_efficient.inference.events import EventKind, EventLog, GlobalUnavailable, RoutingEvent
 from lightning_efficient.inference.routing_file import RoutingFile

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any, Literal, TypeAlias
 
@@ -26,7 +25,14 @@ from lightning_efficient.functional.drop_control import (
 )
 from lightning_efficient.functional.threshold_path import query_thresholds
 from lightning_efficient.functional.threshold_path import threshold_path as threshold_path
-from lightning_efficient.inference._calibrated import is_number, short
+from lightning_efficient.inference._calibrated import (
+    COMMON_ENTRIES,
+    LARGEST,
+    check_calibrated,
+    damaged_values,
+    is_number,
+    is_share,
+)
 from lightning_efficient.inference._routing_promise import routing_promise
 
 VERSION = 1
@@ -104,21 +110,11 @@ class CalibratedRouting:
         Raises:
             ConfigurationError: another version, a name that is missing or unknown, or a value that cannot be.
         """
-        if not isinstance(values, Mapping):
-            raise _damaged(f"it holds a {type(values).__name__}, not a mapping")
-        if values.get("version") != VERSION:
-            raise _damaged(f"its version is {short(values.get('version'))}, and this release reads {VERSION}")
-        names = {"version", *(field.name for field in fields(cls))}
-        if different := sorted(names ^ set(values), key=str):
-            raise _damaged(f"{different[0]!r} is {'missing' if different[0] in names else 'unknown'}")
-        for name, allowed in _ALLOWED.items():
-            if not allowed(values[name]):
-                raise _damaged(f"{name} is {short(values[name])}")
-        if len(values["shares"]) != len(values["thresholds"]) + 1:
-            raise _damaged(f"it has {len(values['thresholds'])} thresholds and {len(values['shares'])} shares")
-        rest = {name: value for name, value in values.items() if name != "version"}
-        thresholds = tuple(float(value) for value in values["thresholds"])
-        return cls(**{**rest, "thresholds": thresholds, "shares": tuple(values["shares"])})
+        given = check_calibrated(values, _WHAT, VERSION, _ENTRIES)
+        thresholds, shares = tuple(map(float, given["thresholds"])), tuple(given["shares"])
+        if len(shares) != len(thresholds) + 1:
+            raise damaged_values(_WHAT, f"it has {len(thresholds)} thresholds and {len(shares)} shares")
+        return cls(**{**given, "thresholds": thresholds, "shares": shares})
 
 
 def calibrate_routing(
@@ -343,37 +339,24 @@ def _checked_path(path: Tensor, columns: int) -> Tensor:
     return path
 
 
-def _damaged(reason: str) -> ConfigurationError:
-    return ConfigurationError(f"This is not a calibrated routing: {reason}; calibrate again.")
-
-
-_LARGEST = sys.float_info.max
-
-
 def _is_list(value: object, least: int, allowed: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) >= least and all(map(allowed, value))
 
 
-def _is_share(value: object) -> bool:
-    return is_number(value, 0, 1)
-
-
-_ALLOWED = {
+_WHAT = "routing"
+_ENTRIES: Mapping[str, Callable[[Any], bool]] = {
     "thresholds": lambda value: _is_list(
-        value, 1, lambda each: each in ("inf", "-inf") or is_number(each, -_LARGEST, _LARGEST)
+        value, 1, lambda each: each in ("inf", "-inf") or is_number(each, -LARGEST, LARGEST)
     ),
     "rule": lambda value: value in ROUTING_RULES,
-    "max_drop": lambda value: value is None or _is_share(value),
-    "coverage_target": lambda value: value is None or _is_share(value),
-    "confidence": lambda value: value is None or (_is_share(value) and 0 < value < 1),
-    "samples": lambda value: is_number(value, 1, _LARGEST) and isinstance(value, int),
-    "coverage": _is_share,
-    "shares": lambda value: _is_list(value, 2, _is_share),
-    "accuracy": _is_share,
-    "full_accuracy": _is_share,
-    "base_accuracy": _is_share,
+    "max_drop": lambda value: value is None or is_share(value),
+    "coverage_target": lambda value: value is None or is_share(value),
+    "shares": lambda value: _is_list(value, 2, is_share),
+    "accuracy": is_share,
+    "full_accuracy": is_share,
+    "base_accuracy": is_share,
     "drop": lambda value: is_number(value, -1, 1),
     "bound": lambda value: value is None or is_number(value, -1, 1),
-    "kept_disagreement": _is_share,
-    "promise": lambda value: isinstance(value, str) and value != "",
+    "kept_disagreement": is_share,
+    **COMMON_ENTRIES,
 }

@@ -35,9 +35,9 @@ from lightning_efficient.inference._serving_worker import (
     load,
     make_api,
 )
+from lightning_efficient.inference._wire import KEY_VARIABLE
 from lightning_efficient.nn.checkpoints import hash_weights
 
-KEY_VARIABLE = "LIT_SERVER_API_KEY"
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PARTS = ("global", "model")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from decimal import ROUND_DOWN, ROUND_UP
 from typing import Any
 
@@ -28,7 +27,14 @@ from lightning_efficient.functional.thresholds import (
     rcps_threshold,
     sgr_threshold,
 )
-from lightning_efficient.inference._calibrated import is_number, percent, short
+from lightning_efficient.inference._calibrated import (
+    COMMON_ENTRIES,
+    LARGEST,
+    check_calibrated,
+    is_number,
+    is_share,
+    percent,
+)
 
 VERSION = 1
 """Of the dictionary that :meth:`CalibratedThreshold.to_dict` returns."""
@@ -85,18 +91,8 @@ class CalibratedThreshold:
         Raises:
             ConfigurationError: another version, a name that is missing or unknown, or a value that cannot be.
         """
-        if not isinstance(values, Mapping):
-            raise _damaged(f"it holds a {type(values).__name__}, not a mapping")
-        if values.get("version") != VERSION:
-            raise _damaged(f"its version is {short(values.get('version'))}, and this release reads {VERSION}")
-        names = {"version", *(field.name for field in fields(cls))}
-        if different := sorted(names ^ set(values), key=str):
-            raise _damaged(f"{different[0]!r} is {'missing' if different[0] in names else 'unknown'}")
-        for name, allowed in _ALLOWED.items():
-            if not allowed(values[name]):
-                raise _damaged(f"{name} is {short(values[name])}")
-        rest = {name: value for name, value in values.items() if name != "version"}
-        return cls(**{**rest, "threshold": float(values["threshold"])})
+        given = check_calibrated(values, "threshold", VERSION, _ENTRIES)
+        return cls(**{**given, "threshold": float(given["threshold"])})
 
 
 def calibrate_threshold(
@@ -244,20 +240,12 @@ _WHY_NOTHING = {
 }
 
 
-def _damaged(reason: str) -> ConfigurationError:
-    return ConfigurationError(f"This is not a calibrated threshold: {reason}; calibrate again.")
-
-
-_LARGEST = sys.float_info.max
-_ALLOWED = {
-    "threshold": lambda value: value == "inf" or is_number(value, -_LARGEST, _LARGEST),
+_ENTRIES: Mapping[str, Callable[[Any], bool]] = {
+    "threshold": lambda value: value == "inf" or is_number(value, -LARGEST, LARGEST),
     "rule": lambda value: value in RULES,
     "kind": lambda value: value in RISK_KINDS,
-    "target": lambda value: is_number(value, 0, 1),
-    "confidence": lambda value: value is None or (is_number(value, 0, 1) and 0 < value < 1),
-    "samples": lambda value: is_number(value, 1, _LARGEST) and isinstance(value, int),
-    "coverage": lambda value: is_number(value, 0, 1),
-    "risk": lambda value: is_number(value, 0, 1),
-    "bound": lambda value: value is None or is_number(value, 0, 1),
-    "promise": lambda value: isinstance(value, str) and value != "",
+    "target": is_share,
+    "risk": is_share,
+    "bound": lambda value: value is None or is_share(value),
+    **COMMON_ENTRIES,
 }

@@ -1,4 +1,4 @@
-"""A check that objectives by name share."""
+"""Checks that objectives share: the names of their options, and two ranges of numbers."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ def check_option_names(
                 f"model.objective_kwargs: {objective!r} has no option {name!r}; it has {', '.join(allowed)}."
                 f"{did_you_mean(name, allowed)}"
             )
+
+
+def check_weight(option: str, given: float) -> None:
+    """Raise ``ConfigurationError`` unless a weight is a finite number, 0 or more."""
+    if not 0 <= given < float("inf"):
+        raise ConfigurationError(f"{option}={given!r} must be a finite number, 0 or more.")
+
+
+def check_below_one(option: str, given: float) -> None:
+    """Raise ``ConfigurationError`` unless a share lies in ``[0, 1)``."""
+    if not 0 <= given < 1:
+        raise ConfigurationError(f"{option}={given!r} is outside [0, 1).")

@@ -23,6 +23,7 @@ from lightning_efficient.functional.disk import (
 )
 from lightning_efficient.functional.distillation import check_class_indices, check_same_classes
 from lightning_efficient.functional.phases import Phase
+from lightning_efficient.losses._options import check_below_one, check_weight
 
 
 class DiSKTerms(NamedTuple):
@@ -115,7 +116,7 @@ class DiSKLoss(nn.Module):
         check_positive("teacher_temperature", teacher_temperature)
         check_weight("supervised_weight", supervised_weight)
         check_weight("scaffold_weight", scaffold_weight)
-        check_smoothing(label_smoothing)
+        check_below_one("label_smoothing", label_smoothing)
         check_weight("multiplier", multiplier)
         if not 0 <= budget < float("inf"):
             raise ConfigurationError(
@@ -205,15 +206,3 @@ class DiSKLoss(nn.Module):
         label = teacher.argmax(1) if self.cost_target == "teacher" else target
         cost = help_cost(student, guide, label, max_cost=self.max_cost)
         return mean_help_cost(cost, student.argmax(1) != target if self.budget_norm == "wrong" else None)
-
-
-def check_weight(option: str, given: float) -> None:
-    """Raise ``ConfigurationError`` unless a weight is a finite number, 0 or more."""
-    if not 0 <= given < float("inf"):
-        raise ConfigurationError(f"{option}={given!r} must be a finite number, 0 or more.")
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """Raise ``ConfigurationError`` unless ``label_smoothing`` lies in ``[0, 1)``."""
-    if not 0 <= label_smoothing < 1:
-        raise ConfigurationError(f"label_smoothing={label_smoothing!r} is outside [0, 1).")

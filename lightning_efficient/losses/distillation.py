@@ -15,7 +15,7 @@ from lightning_efficient.functional.distillation import (
     distillation_kl,
     feature_distance,
 )
-from lightning_efficient.losses.disk import check_smoothing, check_weight
+from lightning_efficient.losses._options import check_below_one, check_weight
 from lightning_efficient.nn.views import ModelViews
 
 
@@ -45,7 +45,7 @@ class CrossEntropyObjective(nn.Module):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        check_smoothing(label_smoothing)
+        check_below_one("label_smoothing", label_smoothing)
         self.label_smoothing = label_smoothing
 
     def forward(self, student: ModelViews, teacher: ModelViews | None, target: Tensor) -> ObjectiveTerms:
@@ -87,7 +87,7 @@ class KnowledgeDistillation(nn.Module):
         check_positive("temperature", temperature)
         check_weight("weight", weight)
         check_weight("supervised_weight", supervised_weight)
-        check_smoothing(label_smoothing)
+        check_below_one("label_smoothing", label_smoothing)
         self.temperature, self.weight = temperature, weight
         self.supervised_weight, self.label_smoothing = supervised_weight, label_smoothing
 

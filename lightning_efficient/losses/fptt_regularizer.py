@@ -12,6 +12,7 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_positive
 from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.fptt import fptt_gradient_, fptt_restart_, fptt_update_
+from lightning_efficient.losses._options import check_weight
 
 
 class FPTTRegularizer:
@@ -125,6 +126,5 @@ def check_fptt_options(alpha: float, beta: float, proximal_weight: float, dual_w
     check_positive("alpha", alpha)
     if not 0 < beta < 1:
         raise ConfigurationError(f"beta={beta!r} must lie between 0 and 1; the paper uses 0.5.")
-    for option, given in (("proximal_weight", proximal_weight), ("dual_weight", dual_weight)):
-        if not 0 <= given < float("inf"):
-            raise ConfigurationError(f"{option}={given!r} must be a finite number, 0 or more.")
+    check_weight("proximal_weight", proximal_weight)
+    check_weight("dual_weight", dual_weight)

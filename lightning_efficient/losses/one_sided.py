@@ -22,6 +22,7 @@ from lightning_efficient.functional.one_sided import (
     one_sided_released,
 )
 from lightning_efficient.functional.primal_dual import dual_group, project_
+from lightning_efficient.losses._options import check_below_one
 from lightning_efficient.losses._selective_objective import SelectiveObjective
 from lightning_efficient.nn.selective_heads import SelectiveOutputs
 
@@ -96,8 +97,7 @@ class OneSidedLoss(SelectiveObjective):
             raise ConfigurationError(f"num_classes={num_classes!r} must be a whole number of 2 or more.")
         check_positive("price", price)
         check_choice("dual", dual, get_args(Dual))
-        if not 0 <= auxiliary_weight < 1:
-            raise ConfigurationError(f"auxiliary_weight={auxiliary_weight!r} is outside [0, 1).")
+        check_below_one("auxiliary_weight", auxiliary_weight)
         if constants is None:
             constants = "released" if dual == "release" else "exact"
         check_choice("constants", constants, get_args(CostConstants))

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.distillation import check_class_indices
+from lightning_efficient.losses._options import check_below_one
 from lightning_efficient.losses._selective_objective import SelectiveObjective
-from lightning_efficient.losses.disk import check_smoothing
 from lightning_efficient.nn.selective_heads import SelectiveOutputs
 
 
@@ -29,7 +29,7 @@ class SelectiveCrossEntropy(SelectiveObjective):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        check_smoothing(label_smoothing)
+        check_below_one("label_smoothing", label_smoothing)
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: SelectiveOutputs, target: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:

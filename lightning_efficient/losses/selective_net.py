@@ -7,13 +7,12 @@ from typing import get_args
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional._checks import check_choice, check_fraction
 from lightning_efficient.functional._precision import at_least_float32
 from lightning_efficient.functional.distillation import check_class_indices
 from lightning_efficient.functional.selective_net import SelectiveRiskForm, selective_risk_loss
+from lightning_efficient.losses._options import check_below_one, check_weight
 from lightning_efficient.losses._selective_objective import SelectiveObjective
-from lightning_efficient.losses.disk import check_weight
 from lightning_efficient.nn.selective_heads import SelectiveOutputs
 
 
@@ -59,8 +58,7 @@ class SelectiveNetLoss(SelectiveObjective):
         super().__init__()
         check_fraction("coverage", coverage, zero=False)
         check_weight("penalty", penalty)
-        if not 0 <= auxiliary_weight < 1:
-            raise ConfigurationError(f"auxiliary_weight={auxiliary_weight!r} is outside [0, 1).")
+        check_below_one("auxiliary_weight", auxiliary_weight)
         check_choice("form", form, get_args(SelectiveRiskForm))
         self.coverage = coverage
         self.penalty = penalty

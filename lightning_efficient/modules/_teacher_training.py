@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_efficient._files import replacing
+from lightning_efficient._files import write_tensors
 from lightning_efficient._trainer import is_rehearsal
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn.checkpoints import hash_weights, load_weights
@@ -100,5 +100,4 @@ def _name(network: nn.Module, data: pl.LightningDataModule, epochs: int) -> str:
 
 
 def _save(network: nn.Module, path: Path) -> None:
-    with replacing(path) as partial_file:
-        torch.save(network.state_dict(), partial_file)
+    write_tensors(network.state_dict(), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -11,14 +12,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_efficient._files import write_tensors
 from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient._trainer import average_anew, current_phase, drop_gradients, refuse_shards, take_part
-from lightning_efficient.errors import ConfigurationError, did_you_mean
+from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional.phases import Alternation, Phase
 from lightning_efficient.losses.guided import GuidedDistillation, GuidedTerms
 from lightning_efficient.losses.objectives import Objective, build_objective, check_options, views_needed
 from lightning_efficient.modules._cached_teacher import CachedTeacher
 from lightning_efficient.modules._classifier import Classifier, number_of_classes
+from lightning_efficient.modules._optimizer_options import check_group_options
 from lightning_efficient.modules._teacher_recipe import TeacherRecipe
 from lightning_efficient.nn.backbones import data_config
 from lightning_efficient.nn.checkpoints import load_weights
@@ -193,12 +196,7 @@ class Distiller(Classifier):
         if self.objective is not None and (beside := list(self.objective.parameters())):
             groups.append({"params": beside, "name": "beside", **self._guide_optimizer})
         optimizer = self.optimizer(groups)
-        for option in self._guide_optimizer:
-            if option not in optimizer.defaults:
-                raise ConfigurationError(
-                    f"model.guide_optimizer: {type(optimizer).__name__} has no option {option!r}; it has "
-                    f"{', '.join(optimizer.defaults)}.{did_you_mean(option, optimizer.defaults)}"
-                )
+        check_group_options(optimizer, self._guide_optimizer, "model.guide_optimizer")
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -248,7 +246,7 @@ class Distiller(Classifier):
 
     def export_student(self, path: str) -> None:
         """Write the student's weights, which ``timm.create_model(name, checkpoint_path=path)`` can load."""
-        torch.save({name: value.cpu() for name, value in self.student.state_dict().items()}, path)
+        write_tensors({name: value.cpu() for name, value in self.student.state_dict().items()}, Path(path))
 
     def _ask_teacher(self, inputs: Tensor, keys: list[Tensor], batch_idx: int) -> ModelViews | None:
         if self._teacher is None:

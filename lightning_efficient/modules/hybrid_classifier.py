@@ -21,6 +21,7 @@ from lightning_efficient.functional.schedules import CosineSchedule, Schedule
 from lightning_efficient.inference.routing_thresholds import CalibratedRouting
 from lightning_efficient.modules._classifier import number_of_classes
 from lightning_efficient.modules._hybrid_training import PATH_POINTS, HybridTraining
+from lightning_efficient.modules._optimizer_options import check_group_options
 from lightning_efficient.modules._router_samples import RouterData, RouterSamples
 from lightning_efficient.modules._stages import StagePlan
 from lightning_efficient.nn.backbones import data_config
@@ -305,12 +306,7 @@ class HybridClassifier(HybridTraining):
         if self.idle is not None:
             groups.append({"params": [self.idle], "name": "idle"})
         optimizer = self.optimizer(groups)
-        for option in self._router_optimizer:
-            if option not in optimizer.defaults:
-                raise ConfigurationError(
-                    f"model.router_optimizer: {type(optimizer).__name__} has no option {option!r}; it has "
-                    f"{', '.join(optimizer.defaults)}.{did_you_mean(option, optimizer.defaults)}"
-                )
+        check_group_options(optimizer, self._router_optimizer, "model.router_optimizer")
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer

@@ -11,7 +11,7 @@ from torch.nn.functional import nll_loss
 
 from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.functional._checks import check_choice, check_count
 from lightning_efficient.functional.part_losses import counted_mean, log_probabilities, valid_steps
 from lightning_efficient.modules._counted_average import BitsPerCharacter, CountedAverage, Perplexity
 from lightning_efficient.modules._recurrent_network import RecurrentNetwork
@@ -77,6 +77,8 @@ class LanguageModel(SequenceModule):
         compile: bool = False,
     ) -> None:
         check_choice("model.level", level, _MEASURES)
+        for name, size in (("vocabulary_size", vocabulary_size), ("embedding_size", embedding_size)):
+            check_count(f"model.{name}", size)
         network = RecurrentNetwork(rnn, embedding_size, hidden_size, num_layers, dropout, rnn_kwargs)
         super().__init__(
             network,

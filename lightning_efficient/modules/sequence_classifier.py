@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_efficient._lightning_compat import hyperparameters_are_given
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.functional import confidence
-from lightning_efficient.functional._checks import check_choice
+from lightning_efficient.functional._checks import check_choice, check_count
 from lightning_efficient.functional.part_losses import counted_mean, log_probabilities, valid_steps
 from lightning_efficient.losses import PreviousPredictions, WrongPredictions
 from lightning_efficient.modules._counted_average import CountedAverage
@@ -93,6 +93,7 @@ class SequenceClassifier(SequenceModule):
         compile: bool = False,
     ) -> None:
         check_choice("model.target", target, ("last", "every"))
+        check_count("model.num_classes", num_classes)
         if divergence is not None:
             check_choice("model.divergence", divergence, ("paper", "released"))
         network = RecurrentNetwork(rnn, input_size, hidden_size, num_layers, dropout, rnn_kwargs)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_efficient.errors import ConfigurationError, did_you_mean
-
 _CIFAR: dict[str, Any] = {"steps": 1, "dt": 0.2, "diffusion": "learned", "coeff_eps": "channels", "kernel_size": 3}
 _IMAGENET: dict[str, Any] = {
     "steps": 1,
@@ -44,26 +42,3 @@ kernel of the velocity is as large as that block's. Values are plain, so that a 
 Reference:
     Kag, Saligrama. Condensing CNNs with Partial Differential Equations. CVPR 2022.
 """
-
-
-def global_layer_settings(preset: str, stage: int) -> dict[str, Any]:
-    """Return a copy of the settings of one stage.
-
-    Args:
-        preset: A name in :data:`GLOBAL_LAYER_PRESETS`.
-        stage: Counted from 1.
-
-    Raises:
-        ConfigurationError: no such preset or stage.
-
-    Example:
-        >>> global_layer_settings("imagenet_b0", 2)["spacing"]
-        [2, 2]
-    """
-    if preset not in GLOBAL_LAYER_PRESETS:
-        names = list(GLOBAL_LAYER_PRESETS)
-        raise ConfigurationError(f"preset={preset!r} is not one of {names}.{did_you_mean(str(preset), names)}")
-    stages = GLOBAL_LAYER_PRESETS[preset]
-    if stage not in stages:
-        raise ConfigurationError(f"stage={stage!r} has no settings in preset {preset!r}; it has {list(stages)}.")
-    return {option: list(value) if isinstance(value, list) else value for option, value in stages[stage].items()}

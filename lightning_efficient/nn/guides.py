@@ -195,15 +195,15 @@ class ConstantGuide(Guide):
 
     def logit(self, teacher: ModelViews, student: ModelViews | None) -> Tensor:
         """Return the log-odds of the value, shape ``(N,)``; infinite for 0 and 1."""
-        return torch.logit(self._filled(teacher, self.value))
+        return torch.logit(self._filled(teacher))
 
     def forward(self, teacher: ModelViews, student: ModelViews | None = None) -> Tensor:
         """Return the value for each sample, shape ``(N,)``."""
-        return self._filled(teacher, self.value)
+        return self._filled(teacher)
 
-    def _filled(self, teacher: ModelViews, value: float) -> Tensor:
+    def _filled(self, teacher: ModelViews) -> Tensor:
         dtype = torch.promote_types(teacher.logits.dtype, torch.float32)
-        return torch.full((len(teacher.logits),), value, dtype=dtype, device=teacher.logits.device)
+        return torch.full((len(teacher.logits),), self.value, dtype=dtype, device=teacher.logits.device)
 
 
 GUIDES: dict[str, type[Guide]] = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._precision import at_least_float32
 
 
 class InputFit(nn.Module):
@@ -66,7 +67,7 @@ class InputFit(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return images ``(N, C, H, W)`` for the network, in their own dtype."""
         # float32 at least: not every device resizes bfloat16
-        seen = images.to(torch.promote_types(images.dtype, torch.float32))
+        seen = at_least_float32(images)
         if self._changes:
             scale, shift = (each.to(seen.dtype).view(-1, 1, 1) for each in (self.scale, self.shift))
             seen = seen * scale + shift

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_efficient._unwrapped import uncompiled as uncompiled
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 
 
@@ -253,11 +254,6 @@ class ViewTap:
                 return height, width
         side = math.isqrt(max(tokens, 0))
         return (side, side) if side and side * side == tokens else None
-
-
-def uncompiled(network: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` wrapped, or the module itself."""
-    return getattr(network, "_orig_mod", network)
 
 
 def find_classifiers(network: nn.Module) -> dict[str, nn.Module]:

@@ -14,9 +14,10 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.profiling.inputs import arguments, device_of, first_tensor, to_device
 from lightning_efficient.profiling.layers import LayerCost, LayerRecorder
-from lightning_efficient.profiling.undisturbed import decomposing, uncompiled, undisturbed
+from lightning_efficient.profiling.undisturbed import decomposing, undisturbed
 
 # their weights are looked up or scale elementwise, which no convention counts as a multiply-accumulate
 _FREE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, ParametrizationList)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.profiling.inputs import arguments, device_of, to_device
-from lightning_efficient.profiling.undisturbed import decomposing, uncompiled, undisturbed
+from lightning_efficient.profiling.undisturbed import decomposing, undisturbed
 
 
 def peak_memory(module: nn.Module, example: Any) -> tuple[int, str]:

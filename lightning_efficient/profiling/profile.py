@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.profiling.budget import TimeBudget
 from lightning_efficient.profiling.energy import EnergyCounter, MeterError, energy_per_call
@@ -20,7 +21,7 @@ from lightning_efficient.profiling.macs import count_macs
 from lightning_efficient.profiling.memory import peak_memory
 from lightning_efficient.profiling.saved_size import bytes_on_disk
 from lightning_efficient.profiling.training_memory import TrainingMemory, training_memory
-from lightning_efficient.profiling.undisturbed import uncompiled, undisturbed
+from lightning_efficient.profiling.undisturbed import undisturbed
 from lightning_efficient.profiling.variant_costs import VariantComparison
 from lightning_efficient.profiling.variants import compare_variants, variant_names
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.profiling.inputs import arguments, device_of, first_tensor, to_device
 from lightning_efficient.profiling.memory import LiveTensors, allocated, storages, tensors_of
-from lightning_efficient.profiling.undisturbed import training_eagerly, uncompiled, undisturbed
+from lightning_efficient.profiling.undisturbed import training_eagerly, undisturbed
 
 STATES_OF_ADAM = 2
 """Numbers that Adam and AdamW keep for each trainable parameter."""

@@ -46,11 +46,6 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 torch.set_num_threads(threads)
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
-
-
 @contextmanager
 def decomposing() -> Iterator[None]:
     """Show every operator of a forward pass to a dispatch mode: nothing compiled, no gradients, no inference mode."""

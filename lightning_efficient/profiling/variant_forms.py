@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
-import logging
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_efficient._graph_problems import without_warnings
+from lightning_efficient._unwrapped import plain_copy
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.profiling.inputs import arguments, device_of
 from lightning_efficient.profiling.saved_size import bytes_on_disk
-from lightning_efficient.profiling.undisturbed import uncompiled
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _onnx(module: nn.Module, example: Any, threads: int) -> Form:
     outputs = [f"output_{number}" for number in range(len(program.graph_signature.user_outputs))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        with quiet():
+        with without_warnings():
             write_onnx(program, path, outputs)
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
         return Form(OnnxGraph(path, threads), size)
@@ -133,23 +131,10 @@ SLOW_TO_IMPORT = {
 
 def import_what_is_slow(name: str) -> None:
     """Import what the making of a form needs, where it is installed."""
-    with quiet():
+    with without_warnings():
         for module in SLOW_TO_IMPORT.get(name, ()):
             with suppress(ImportError):
                 importlib.import_module(module)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep compilers and exporters from warning and logging; errors pass."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.disable(before)
 
 
 def _run(module: nn.Module, example: Any) -> Any:
@@ -158,10 +143,7 @@ def _run(module: nn.Module, example: Any) -> Any:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode without compilation; the Trainer of a LightningModule is no part of it."""
-    original = uncompiled(module)
-    trainers = [vars(each).get("_trainer") for each in original.modules()]
-    return copy.deepcopy(original, {id(trainer): None for trainer in trainers if trainer is not None}).eval()
+    return plain_copy(module).eval()
 
 
 def _one_tensor(example: Any) -> Tensor:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_efficient._graph_problems import without_warnings
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.errors import ConfigurationError, MissingExtraError, did_you_mean
 from lightning_efficient.profiling.budget import TimeBudget, TimeIsUp, interrupted_after
 from lightning_efficient.profiling.in_turns import time_in_turns
 from lightning_efficient.profiling.inputs import device_of, rebatch, to_device
 from lightning_efficient.profiling.latency import LEAST_RUNS, MIN_RUNS, check_options
-from lightning_efficient.profiling.undisturbed import uncompiled, undisturbed
+from lightning_efficient.profiling.undisturbed import undisturbed
 from lightning_efficient.profiling.variant_costs import FLOAT, VariantComparison, VariantCost, VariantTime
 from lightning_efficient.profiling.variant_forms import (
     MAKERS,
@@ -23,7 +25,6 @@ from lightning_efficient.profiling.variant_forms import (
     Form,
     float_form,
     import_what_is_slow,
-    quiet,
 )
 
 VARIANTS = tuple(MAKERS)
@@ -76,7 +77,7 @@ def compare_variants(
     check_options(batch_sizes, threads, min_run_time, 0, None)
     budget, device, count = budget or TimeBudget(), device_of(module), threads or torch.get_num_threads()
     already = len(budget.left_out)
-    with undisturbed(module), torch.inference_mode(False), torch.no_grad(), quiet():
+    with undisturbed(module), torch.inference_mode(False), torch.no_grad(), without_warnings():
         module.eval()
         torch.set_num_threads(count)
         sample = to_device(rebatch(example, 1), device)

@@ -316,7 +316,7 @@ def test_cycles_need_phases() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"interval": "epochs"}, r"interval is 'epochs'; it must be one of .*Did you mean 'epoch'"),
+        ({"interval": "epochs"}, r"interval='epochs' is not one of .*Did you mean 'epoch'"),
         ({"budget": -0.1}, "budget becomes -0.1; it must be 0 or more"),
         ({"multiplier": LinearSchedule(1.0, -1.0)}, "multiplier becomes -1; it must be 0 or more"),
         ({"temperature": LinearSchedule(1.0, 0.0)}, "temperature becomes 0; it must be above 0"),

@@ -45,6 +45,13 @@ class Result:
     out: str
     err: str
 
+    def assert_refused(self, message: str) -> None:
+        """Fail unless it ended with 2 and one error, in the last line."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert (self.status, len(lines)) == (2, 1), self.err
+        assert message in lines[0]
+        assert self.err.splitlines()[-1] == lines[0]
+
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
@@ -71,7 +78,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     import timm
 
     from lightning_efficient.cli.arguments import expand
-    from lightning_efficient.cli.check import ConfigParser
+    from lightning_efficient.cli.configs_check import ConfigParser
 
     def fit(*words: object) -> Any:
         arguments = expand(["fit", *map(str, words)], timm.is_model)

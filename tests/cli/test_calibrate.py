@@ -55,13 +55,6 @@ BEST = VERSION / "checkpoints/best.ckpt"
 FILE = VERSION / "checkpoints/best.threshold.json"
 
 
-def one_line(result: Any, message: str) -> None:
-    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert (result.status, len(lines)) == (2, 1), result.err
-    assert message in lines[0]
-    assert result.err.splitlines()[-1] == lines[0]
-
-
 def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -198,13 +191,13 @@ def test_a_checkpoint_that_is_the_best_under_another_name_was_chosen_too(run: Pa
 
 def test_a_set_that_is_too_small_for_the_promise_is_one_line(command: Command, run: Path) -> None:
     result = command("calibrate", "--ckpt_path", BEST, "--risk", "0.01", "--confidence", "0.95")
-    one_line(result, "needs at least 528 samples by the rule 'sgr', even if none is wrong, and 8 were given")
+    result.assert_refused("needs at least 528 samples by the rule 'sgr', even if none is wrong, and 8 were given")
     assert not FILE.exists()
 
 
 def test_a_split_without_samples_is_one_line(command: Command, run: Path) -> None:
     words = ("calibrate", "--ckpt_path", BEST, "--coverage", "0.5", "--trainer.limit_val_batches", "0")
-    one_line(command(*words), "--split val has no samples; see --trainer.limit_val_batches, or take --split test")
+    command(*words).assert_refused("--split val has no samples; see --trainer.limit_val_batches, or take --split test")
     assert not FILE.exists()
 
 
@@ -257,13 +250,13 @@ def test_a_threshold_of_other_weights_is_refused(command: Command, run: Path) ->
     checkpoint["state_dict"][name] += 1
     torch.save(checkpoint, BEST)
     message = f"the threshold file {FILE} belongs to other weights than {BEST} holds; calibrate again, or remove"
-    one_line(command("predict", "--ckpt_path", BEST), message)
+    command("predict", "--ckpt_path", BEST).assert_refused(message)
     assert not (run / "runs/tiny/version_1").exists()
 
 
 def test_a_damaged_threshold_file_is_refused(command: Command, run: Path) -> None:
     FILE.write_text('{"schema": 1')
-    one_line(command("predict", "--ckpt_path", BEST), f"the threshold file {FILE} is damaged")
+    command("predict", "--ckpt_path", BEST).assert_refused(f"the threshold file {FILE} is damaged")
 
 
 # ---- mistakes
@@ -284,7 +277,7 @@ def test_a_damaged_threshold_file_is_refused(command: Command, run: Path) -> Non
     ],
 )
 def test_a_mistake_is_one_line(command: Command, run: Path, words: str, message: str) -> None:
-    one_line(command("calibrate", "--ckpt_path", BEST, *words.split()), message)
+    command("calibrate", "--ckpt_path", BEST, *words.split()).assert_refused(message)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +301,7 @@ def test_a_checkpoint_that_cannot_be_meant_is_one_line(
 ) -> None:
     Path("a/b").mkdir(parents=True)
     torch.save({"state_dict": {}}, "a/b/x.ckpt")
-    one_line(command("calibrate", *words, "--risk", "0.1"), message)
+    command("calibrate", *words, "--risk", "0.1").assert_refused(message)
 
 
 # ---- the config of a run
@@ -351,7 +344,7 @@ def test_test_and_validate_need_no_more_than_a_checkpoint(command: Command, run:
 def test_a_config_that_is_of_no_run_is_passed_over(command: Command, run: Path, text: str) -> None:
     (VERSION / "config.yaml").write_text(text)
     message = f"no folder above '{BEST}' has a readable config.yaml of its run; give --config NAME"
-    one_line(command("calibrate", "--ckpt_path", BEST, "--risk", "0.1"), message)
+    command("calibrate", "--ckpt_path", BEST, "--risk", "0.1").assert_refused(message)
     words = ["test", "--ckpt_path", str(BEST), "--data", "Digits"]
     assert expand(words, lambda name: False) == words
     shutil.copyfile("tiny.yaml", VERSION.parent / "config.yaml")

@@ -39,10 +39,10 @@ def test_an_unknown_verb_names_the_closest_and_all(command: Command) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error_page(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(arguments: object) -> int:
+    def broken(text: str) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(configs, "run_configs", broken)
+    monkeypatch.setattr(configs, "say", broken)
     monkeypatch.setattr(main.sys.stderr, "close", lambda: None)
     result = command("configs", "ls")
     assert (result.status, result.err) == (1, "")

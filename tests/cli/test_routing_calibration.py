@@ -63,13 +63,6 @@ BEST = VERSION / "checkpoints/best.ckpt"
 FILE = VERSION / "checkpoints/best.routing.json"
 
 
-def one_line(result: Any, message: str) -> None:
-    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert (result.status, len(lines)) == (2, 1), result.err
-    assert message in lines[0]
-    assert result.err.splitlines()[-1] == lines[0]
-
-
 def predictions(version: int) -> list[dict[str, str]]:
     with Path(f"runs/tiny/version_{version}/predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -144,15 +137,15 @@ def test_json_is_all_that_a_dash_prints(command: Command, run: Path) -> None:
 def test_what_cannot_be_calibrated_is_one_line_and_writes_nothing(
     command: Command, run: Path, words: tuple[str, ...], message: str
 ) -> None:
-    one_line(command("calibrate", "--ckpt_path", BEST, *words), message)
+    command("calibrate", "--ckpt_path", BEST, *words).assert_refused(message)
     assert not FILE.exists()
 
 
 def test_too_few_samples_are_told_with_the_number_that_is_enough(command: Command, run: Path) -> None:
     result = command("calibrate", "--ckpt_path", BEST, "--max_drop", "0.01", "--confidence", "0.9")
     number = needed_samples_for_drop("betting", 0.01, 0.1)
-    one_line(result, f"{number} samples")
-    one_line(result, "128")
+    result.assert_refused(f"{number} samples")
+    result.assert_refused("128")
 
 
 def test_samples_that_were_learned_from_are_refused(command: Command, run: Path) -> None:
@@ -163,7 +156,9 @@ def test_samples_that_were_learned_from_are_refused(command: Command, run: Path)
     kept["training_samples"] = torch.cat([kept["training_samples"], hash_samples(images[:3])])
     torch.save(checkpoint, BEST)
     result = command("calibrate", "--ckpt_path", BEST, "--coverage", "0.5")
-    one_line(result, "3 of the 128 calibration samples have trained the model, so that no promise holds; calibrate on")
+    result.assert_refused(
+        "3 of the 128 calibration samples have trained the model, so that no promise holds; calibrate on"
+    )
     assert not FILE.exists()
 
 
@@ -197,15 +192,15 @@ def test_predict_refuses_a_base_that_changed_after_calibration(command: Command,
     name = next(name for name in checkpoint["state_dict"] if name.startswith("base."))
     checkpoint["state_dict"][name] += 1
     torch.save(checkpoint, BEST)
-    one_line(command("predict", "--ckpt_path", BEST), "belongs to other weights than")
-    one_line(command("export", "--ckpt_path", BEST), "belongs to other weights than")
+    command("predict", "--ckpt_path", BEST).assert_refused("belongs to other weights than")
+    command("export", "--ckpt_path", BEST).assert_refused("belongs to other weights than")
 
 
 def test_predict_refuses_another_router_than_was_calibrated(command: Command, run: Path) -> None:
     assert command("calibrate", "--ckpt_path", BEST, "--coverage", "0.6").status == 0
     content = json.loads(FILE.read_text())
     FILE.write_text(json.dumps({**content, "module_score": "proxy"}))
-    one_line(command("predict", "--ckpt_path", BEST), "is of the router 'proxy', and HybridClassifier has 'gain'")
+    command("predict", "--ckpt_path", BEST).assert_refused("is of the router 'proxy', and HybridClassifier has 'gain'")
 
 
 # ---- export and the other verbs
@@ -235,7 +230,9 @@ def test_test_and_validate_need_no_more_than_a_checkpoint(command: Command, run:
 
 def test_a_run_too_short_for_its_stages_is_one_line(command: Command, run: Path) -> None:
     result = command("fit", "--config", "tiny.yaml", "--trainer.max_epochs", "2")
-    one_line(result, "trainer.max_epochs is 2, and model.stages take 3 (base 1, global 1, router 1); set it to 3, or")
+    result.assert_refused(
+        "trainer.max_epochs is 2, and model.stages take 3 (base 1, global 1, router 1); set it to 3, or"
+    )
 
 
 # ---- in Python

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_efficient.datamodules import Digits
-from lightning_efficient.datamodules._dataset import LabelledImages
+from lightning_efficient.datamodules._labelled_images import LabelledImages
 from lightning_efficient.errors import ConfigurationError
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_efficient.datamodules import Digits, ImageFolderImages, TorchvisionImages
-from lightning_efficient.datamodules._dataset import LabelledImages
+from lightning_efficient.datamodules._labelled_images import LabelledImages
 from lightning_efficient.datamodules._sample_keys import KeyedDataModule, sha256_of
 from lightning_efficient.datamodules.gaussian_modes import GaussianModes
 from lightning_efficient.errors import ConfigurationError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_efficient.datamodules._keyed_draws import add_normal, keyed_generator, uniform
-from lightning_efficient.datamodules._parts import cut_by_class, cut_by_group
+from lightning_efficient.datamodules._splits import cut_by_class, cut_by_group
 from lightning_efficient.datamodules.adding_problem import AddingProblem
 from lightning_efficient.datamodules.sequential_images import SequentialImages
 from lightning_efficient.datamodules.wikitext import WikiText

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_efficient._graph_problems import quiet
+from lightning_efficient.inference._export_graph import export_problem
 from lightning_efficient.inference._export_parity import difference, drawn
-from lightning_efficient.inference._export_problems import export_problem
 
 
 @given(st.integers(1, 9), st.floats(-3, 3), st.integers(0, 8))

@@ -1,4 +1,4 @@
-"""What the tests of classifiers with several stages share: a small network, samples, a quiet Trainer."""
+"""What the tests of classifiers with several stages share: a small network and samples."""
 
 from __future__ import annotations
 
@@ -37,20 +37,6 @@ def samples(batches: int = 4) -> TensorDataset:
 
 def loader(batches: int = 4, cls: Any = DataLoader, **options: Any) -> Any:
     return cls(samples(batches), batch_size=BATCH, **options)
-
-
-def trainer(*callbacks: Callback, **options: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    defaults = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "enable_checkpointing": False}
-    return Trainer(**{**quiet, **defaults, "callbacks": list(callbacks), **options})
-
-
-def bits(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 class Watch(Callback):

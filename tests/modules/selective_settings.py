@@ -1,4 +1,4 @@
-"""What the tests of SelectiveClassifier share: a small network, samples with an index, a quiet Trainer."""
+"""What the tests of SelectiveClassifier share: a small network, and samples with an index."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from module_settings import bits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,20 +41,6 @@ def samples(batches: int = 4) -> TensorDataset:
 
 def loader(batches: int = 4, cls: Any = DataLoader, **options: Any) -> Any:
     return cls(samples(batches), batch_size=BATCH, **options)
-
-
-def trainer(*callbacks: Callback, **options: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    defaults = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "enable_checkpointing": False}
-    return Trainer(**{**quiet, **defaults, "callbacks": list(callbacks), **options})
-
-
-def bits(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 class Watch(Callback):

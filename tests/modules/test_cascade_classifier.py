@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from cascade_settings import CLASSES, Watch, bits, loader, network, same, samples, sgd, trainer
+from cascade_settings import CLASSES, Watch, loader, network, samples, sgd
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from module_settings import bits, same, trainer
 from torch import nn
 from torch.nn import functional as F
 from torchdata.stateful_dataloader import StatefulDataLoader

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from cascade_settings import BATCH, CLASSES, FEATURES, Watch, bits, loader, network, same, samples, sgd, trainer
+from cascade_settings import BATCH, CLASSES, FEATURES, Watch, loader, network, samples, sgd
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from module_settings import bits, same, trainer
 from torch.nn import functional as F
 from torchdata.stateful_dataloader import StatefulDataLoader
 

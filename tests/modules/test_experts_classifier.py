@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cascade_settings import CLASSES, FEATURES, Watch, bits, loader, network, trainer
+from cascade_settings import CLASSES, FEATURES, Watch, loader, network
+from module_settings import bits, trainer
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
+from module_settings import steps, trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional.parts import SplitBatch
 from lightning_efficient.modules.language_model import LanguageModel
 
 V, N, T = 7, 3, 8
@@ -37,28 +37,6 @@ def windows(tokens: Tensor, width: int = T) -> list[tuple[Tensor, Tensor]]:
 
 def loader(data: list[Any]) -> DataLoader[Any]:
     return DataLoader(data, batch_size=None)  # type: ignore[arg-type]
-
-
-def trainer(**options: Any) -> Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**defaults | options)
-
-
-def steps(module: LanguageModel, data: Any, parts: int) -> list[dict[str, Any]]:
-    """Call ``training_step`` on each part, as the callbacks do."""
-    split, hiddens, outputs = SplitBatch.of(data, parts), None, []
-    for part, piece in zip(split.parts, split, strict=True):
-        output = module.training_step(piece, 0, hiddens, part)
-        hiddens = output["hiddens"]
-        outputs.append(output)
-    return outputs
 
 
 def nll(module: LanguageModel, tokens: Tensor) -> float:

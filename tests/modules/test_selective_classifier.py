@@ -6,21 +6,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
-from selective_settings import (
-    BATCH,
-    CLASSES,
-    FEATURES,
-    OBJECTIVES,
-    Watch,
-    bits,
-    classifier,
-    loader,
-    network,
-    same,
-    samples,
-    sgd,
-    trainer,
-)
+from module_settings import bits, same, trainer
+from selective_settings import BATCH, CLASSES, FEATURES, OBJECTIVES, Watch, classifier, loader, network, samples, sgd
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

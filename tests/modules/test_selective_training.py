@@ -11,21 +11,8 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from selective_settings import (
-    BATCH,
-    CLASSES,
-    FEATURES,
-    OBJECTIVES,
-    Watch,
-    bits,
-    classifier,
-    loader,
-    network,
-    same,
-    samples,
-    sgd,
-    trainer,
-)
+from module_settings import bits, same, trainer
+from selective_settings import BATCH, CLASSES, FEATURES, OBJECTIVES, Watch, classifier, loader, network, samples, sgd
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from module_settings import steps, trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
@@ -50,28 +51,6 @@ class Samples(Dataset[SequenceBatch]):
 
 def loader(**options: Any) -> DataLoader[Any]:
     return DataLoader(Samples(), **{"batch_size": 16} | options)
-
-
-def trainer(**options: Any) -> Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**defaults | options)
-
-
-def steps(module: SequenceClassifier, data: Any, parts: int) -> list[dict[str, Any]]:
-    """Call ``training_step`` on each part, as the callbacks do."""
-    split, hiddens, outputs = SplitBatch.of(data, parts), None, []
-    for part, piece in zip(split.parts, split, strict=True):
-        output = module.training_step(piece, 0, hiddens, part)
-        hiddens = output["hiddens"]
-        outputs.append(output)
-    return outputs
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
+from module_settings import steps, trainer
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.functional.parts import SplitBatch
 from lightning_efficient.modules.sequence_regressor import SequenceRegressor
 
 N, T, F = 5, 10, 2
@@ -28,30 +28,8 @@ def batch(samples: int = N) -> tuple[Tensor, Tensor]:
     return inputs, inputs[:, -1].sum(1)
 
 
-def trainer(**options: Any) -> Trainer:
-    defaults: dict[str, Any] = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**defaults | options)
-
-
 def loader(samples: int = 64, batch_size: int = 16) -> DataLoader[Any]:
     return DataLoader(TensorDataset(*batch(samples)), batch_size=batch_size)
-
-
-def steps(module: SequenceRegressor, data: Any, parts: int) -> list[dict[str, Any]]:
-    """Call ``training_step`` on each part, as the callbacks do."""
-    split, hiddens, outputs = SplitBatch.of(data, parts), None, []
-    for part, piece in zip(split.parts, split, strict=True):
-        output = module.training_step(piece, 0, hiddens, part)
-        hiddens = output["hiddens"]
-        outputs.append(output)
-    return outputs
 
 
 @pytest.fixture(autouse=True)

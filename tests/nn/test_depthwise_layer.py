@@ -16,7 +16,7 @@ from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn._rebuilt_block import with_expansion
 from lightning_efficient.nn.depthwise_layer import DepthwiseLayer, depthwise_layer_at
 from lightning_efficient.nn.global_layer import GlobalLayer, global_layer_at
-from lightning_efficient.nn.global_layer_presets import GLOBAL_LAYER_PRESETS, global_layer_settings
+from lightning_efficient.nn.global_layer_presets import GLOBAL_LAYER_PRESETS
 from lightning_efficient.profiling import count_macs
 
 MAKERS = {"GlobalLayer": global_layer_at, "DepthwiseLayer": depthwise_layer_at}
@@ -187,10 +187,10 @@ def test_presets_give_the_released_networks_their_sizes(name: str) -> None:
     preset, parameters, macs = PUBLISHED[name]
     with torch.device("meta"):
         network = timm.create_model(name)
-        for stage in GLOBAL_LAYER_PRESETS[preset]:
+        for stage, settings in GLOBAL_LAYER_PRESETS[preset].items():
             blocks = list(network.blocks[stage])
             at = 0 if (preset, stage) == ("imagenet_mbv3", 5) else 1
-            layer = global_layer_at("", blocks[at], wrap=True, **global_layer_settings(preset, stage))
+            layer = global_layer_at("", blocks[at], wrap=True, **settings)
             network.blocks[stage] = nn.Sequential(*blocks[:at], layer)
     assert sum(each.numel() for each in network.parameters()) == parameters
     assert round(count_macs(network, torch.zeros(1, 3, 224, 224)).macs / 1e6, 2) == macs
@@ -200,29 +200,14 @@ def test_presets_give_the_released_networks_their_sizes(name: str) -> None:
 def test_the_velocity_of_efficientnet_looks_as_far_as_the_block_it_wraps(stage: int, kernel: int) -> None:
     with torch.device("meta"):
         block = timm.create_model("efficientnet_b0").blocks[stage][1]
-        layer = global_layer_at("", block, wrap=True, **global_layer_settings("imagenet_b0", stage))
+        layer = global_layer_at("", block, wrap=True, **GLOBAL_LAYER_PRESETS["imagenet_b0"][stage])
     assert layer.velocity_x.conv.kernel_size == (kernel, kernel)
     assert layer.tied
     assert layer.diffusion_x is None
     assert isinstance(layer.act, nn.SiLU)
 
 
-def test_presets_are_plain_and_copies_of_them_are_the_callers_own() -> None:
-    for preset, stages in GLOBAL_LAYER_PRESETS.items():
-        for stage in stages:
-            given = global_layer_settings(preset, stage)
-            assert json.loads(json.dumps(given)) == given
-    global_layer_settings("imagenet_b0", 2)["spacing"].append(3)
-    assert global_layer_settings("imagenet_b0", 2)["spacing"] == [2, 2]
-
-
-@pytest.mark.parametrize(
-    ("preset", "stage", "message"),
-    [
-        ("imagenet_b1", 1, r"preset='imagenet_b1' is not one of .* Did you mean 'imagenet_b0'"),
-        ("imagenet_b0", 6, r"stage=6 has no settings in preset 'imagenet_b0'; it has \[1, 2, 3, 4, 5\]"),
-    ],
-)
-def test_an_unknown_preset_or_stage_gives_one_line(preset: str, stage: int, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        global_layer_settings(preset, stage)
+def test_presets_are_plain() -> None:
+    for stages in GLOBAL_LAYER_PRESETS.values():
+        for settings in stages.values():
+            assert json.loads(json.dumps(settings)) == settings

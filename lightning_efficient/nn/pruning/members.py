@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._precision import at_least_float32
 
 Side = Literal["out", "in"]
 
@@ -108,7 +109,7 @@ def channel_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Tensor:
         for name, _, dim in member.entries:
             if (score := scores.get(name)) is None:
                 continue
-            score = score.detach().to(torch.promote_types(score.dtype, torch.float32)).movedim(dim, 0)
+            score = at_least_float32(score.detach()).movedim(dim, 0)
             of_index = score.flatten(1).sum(1) if score.ndim > 1 else score
             part = of_index.new_zeros(group.size)
             part.index_add_(0, channels.to(part.device), of_index[indices.to(part.device)])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_efficient._files import replacing
+from lightning_efficient._files import write_tensors
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.nn.backbones import create_backbone
@@ -65,8 +65,7 @@ def save_pruned(
     }
     path = Path(file).expanduser()
     try:
-        with replacing(path) as partial, partial.open("wb") as stream:
-            torch.save(content, stream)
+        write_tensors(content, path)
     except OSError as error:
         raise ConfigurationError(f"file: {str(path)!r} cannot be written ({error.strerror})") from error
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +13,10 @@ from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
 
 from lightning_efficient._graph_problems import quiet
+from lightning_efficient._unwrapped import plain_copy
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn.quantization._norms import LAYER, reveal_norms, separate_norms
 from lightning_efficient.nn.quantization._problems import graph_problem
-from lightning_efficient.nn.views import uncompiled
 
 _aten = torch.ops.aten
 _LAYERS: dict[Any, str] = {
@@ -40,12 +39,9 @@ _SOURCES = {
 _OTHERS = re.compile(r"aten\.(lstm|gru|rnn_tanh|rnn_relu|embedding|matmul|mm|bmm|addmm|einsum|bilinear)\b")
 
 
-def copied(network: nn.Module, device: str | torch.device | None = None) -> nn.Module:
-    """Return a copy without compilation and Trainer; float32 on ``device`` where one is given."""
-    module = uncompiled(network)
-    trainers = [each.__dict__.get("_trainer") for each in module.modules()]
-    module = copy.deepcopy(module, {id(trainer): None for trainer in trainers if trainer is not None})
-    return module if device is None else module.to(device).float()
+def copied(network: nn.Module, device: str | torch.device) -> nn.Module:
+    """Return a copy without compilation and Trainer, in float32 on a device."""
+    return plain_copy(network).to(device).float()
 
 
 def check_example(example: object, option: str = "example") -> Tensor:

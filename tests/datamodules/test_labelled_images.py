@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_efficient.datamodules._dataset import AugmentedImages, ImageDataset, LabelledImages
+from lightning_efficient.datamodules._labelled_images import AugmentedImages, ImageDataset, LabelledImages
 
 
 def noise_of_all_three_generators(image: Image.Image) -> torch.Tensor:
