@@ -151,7 +151,7 @@ def _shared(file: Path) -> str | None:
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return None
     if not isinstance(content, Mapping) or not {"model", "trainer"} <= set(content):  # of something else than a run
         return None

@@ -54,7 +54,13 @@ def parameters(class_path: str) -> list[str]:
     except (ImportError, AttributeError, ValueError):
         return []
     classes = [base for base in inspect.getmro(cls) if base is not object] if inspect.isclass(cls) else [cls]
-    return list(dict.fromkeys(name for one in classes for name in inspect.signature(one).parameters))
+    names: dict[str, None] = {}
+    for one in classes:
+        try:
+            names |= dict.fromkeys(inspect.signature(one).parameters)
+        except ValueError:  # one written in C, such as torch.Tensor
+            continue
+    return list(names)
 
 
 def subclass_names(class_path: str) -> Iterable[str]:

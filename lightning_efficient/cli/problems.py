@@ -14,6 +14,11 @@ LONGEST = 400
 _ENTRIES = ("class_path", "init_args")
 _CLASS = "a class name, or class_path and init_args"
 _RETURNED = ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler")
+_OF_THE_PARSER = re.compile(
+    r"Expected an? (<|typing|instantiatable|path|dot)|Not a valid|Does not validate|Problem with given|Parser key|"
+    r"a (class path|dict) "
+)
+"""How the lines begin that the parser adds to what a class said."""
 _BASES = ("LightningModule", "LightningDataModule", "Callback", "Logger", "Union")
 """Named in a message where a class_path is missing."""
 
@@ -114,6 +119,8 @@ def _unknown_attribute(text: str, options: Sequence[str]) -> str | None:
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         hint = did_you_mean(found[2], dir(importlib.import_module(found[1])))
         return f"{key(text, found.start())}: {found[1]} has no class {found[2]!r}.{hint}"
+    if found := re.search(r"type object '(\w+)' has no attribute '(\w+)'", text):
+        return f"{key(text, found.start())}: {found[1]} is a class and has no class {found[2]!r} in it"
     if found := re.search(r"No module named '([\w.]+)'", text):
         return f"{key(text, found.start())}: there is no module {found[1]!r}"
     return None
@@ -134,7 +141,8 @@ def _wrong_type(text: str, options: Sequence[str]) -> str | None:
     kind = r"(?:Expected|Not a valid subclass of) (?!a path|a dot)(?:an? )?(?:<class '([\w.]+)'>|([\w.\[\], |]+))"
     pattern = re.compile(rf"( *(?:- )?){kind}(?:. Got value: (.*))?")
     # what is wrong inside a class says more than that the class is not one of another type
-    inside = re.search(r"Problem with given class_path", text)
+    classes = list(re.finditer(r"^( *)(?:- )?Problem with given class_path", text, re.MULTILINE))
+    inside = max(classes, key=lambda one: len(one[1]), default=None)
     found = list(pattern.finditer(text, inside.end() if inside else 0))
     if not found:
         return None
@@ -147,6 +155,14 @@ def _wrong_type(text: str, options: Sequence[str]) -> str | None:
     value = bare(found[0][4] or "") or given(text, found[0].end())
     allowed = _CLASS if wants_class else " or ".join(kinds)
     return f"{key(text, found[0].start())} is {value!r}; it must be {allowed}"
+
+
+def _refused_value(text: str, options: Sequence[str]) -> str | None:
+    """Read what a class said as it was built: everything has been parsed then, so no type is wrong."""
+    if not re.search(r"Given value: (\[.*)?Namespace\(", text):
+        return None
+    reasons = [found[1] for found in re.finditer(r"^ *- (.+)", text, re.MULTILINE)]
+    return next((reason for reason in reasons if not _OF_THE_PARSER.match(reason)), None)
 
 
 def _bad_file(text: str, options: Sequence[str]) -> str | None:
@@ -179,6 +195,7 @@ _READERS = (
     _unaccepted,
     _unknown_class,
     _unknown_attribute,
+    _refused_value,
     _wrong_choice,
     _wrong_type,
     _bad_file,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_efficient._files import FULL
 from lightning_efficient.cli.output import complain
 from lightning_efficient.cli.problems import explain
 from lightning_efficient.cli.quiet import quiet
@@ -26,6 +27,20 @@ def run_verb(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         complain(explain(error))
         return 1 if isinstance(error, NonFiniteLossError) else 2
+    except OSError as error:
+        if debug or error.errno not in FULL:
+            raise
+        complain(error.strerror if error.filename is None else f"{error.strerror}: {error.filename!r}")
+        return 1
+    except RuntimeError as error:
+        if debug or not str(error).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        complain(
+            f"a process that loads data has died ({reason}), most often because memory ran out; lower "
+            "data.num_workers or data.batch_size; a fit goes on with --ckpt_path last"
+        )
+        return 1
     return 0
 
 

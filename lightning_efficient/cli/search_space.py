@@ -153,7 +153,7 @@ def load_space(name: str) -> SearchSpace:
     file = find(name)
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigurationError(f"--space {name}: no readable YAML: {' '.join(str(error).split())}") from error
     return read_space(content, name)
 

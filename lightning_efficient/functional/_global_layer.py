@@ -36,7 +36,7 @@ def can_fuse(
             like ``torch.compile`` or ``torch.func`` looks on, see ``is_transformed``.
         around: Further modules whose own calls are left out, which must have no hooks.
     """
-    if is_transformed() or _hooked_everywhere():
+    if is_transformed() or torch.nn.modules.module._has_any_global_hook():
         return False
     if initial.device.type not in ("cpu", "cuda"):
         return False
@@ -57,11 +57,6 @@ def can_fuse(
 def _hooked(module: nn.Module) -> bool:
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in vars(module)  # somebody's own method on the instance counts as a hook
-
-
-def _hooked_everywhere() -> bool:
-    kinds = ("backward_pre", "backward", "forward_pre", "forward")  # newer versions of torch have a function for it
-    return any(getattr(torch.nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
 
 
 def use_norm(norm: nn.BatchNorm2d) -> Norm:

@@ -17,6 +17,7 @@ SMALL = 1 << 17
 """Elements of a state below which ``"auto"`` takes the reference on a CPU where no gradients are wanted."""
 
 Solver: TypeAlias = Literal["auto", "fused", "reference", "triton"]
+_SOLVERS: tuple[str, ...] = get_args(Solver)  # here, since torch.compile of 2.8 stops at get_args
 
 
 def advection_diffusion(
@@ -84,7 +85,7 @@ def advection_diffusion(
     check_positive("dt", dt)
     if not is_integer(steps) or steps < 1:
         raise ConfigurationError(f"steps={steps!r} must be a whole number, at least 1.")
-    pair = spacing if isinstance(spacing, tuple | list) else ()
+    pair = spacing if isinstance(spacing, (tuple, list)) else ()  # torch.compile of 2.8 stops at tuple | list
     if len(pair) != 2 or any(not is_integer(each) or each < 1 for each in pair):
         raise ConfigurationError(f"spacing={spacing!r} must be two whole numbers of pixels, each at least 1.")
     if not all(isinstance(each, Tensor) for each in velocity):

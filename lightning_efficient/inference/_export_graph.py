@@ -59,10 +59,6 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-BATCH = Dim("batch", min=1, max=2**40)
-"""Torch 2.6 finds that some graphs do not hold for the largest number there is, so that is left out."""
-
-
 def traced(module: nn.Module, name: str, example: Tensor) -> ExportedProgram:
     """Return a network's graph for batches of any size like the example.
 
@@ -78,7 +74,7 @@ def traced(module: nn.Module, name: str, example: Tensor) -> ExportedProgram:
     zeros = torch.zeros((2, *example.shape[1:]), dtype=example.dtype)
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(module, (zeros,), dynamic_shapes=({0: BATCH},), strict=False)
+            program = torch.export.export(module, (zeros,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False)
     except Exception as error:  # torch raises a dozen classes here, some of them private
         raise export_problem(name, "torch.export", error) from error
     _drop_unused(program)
@@ -87,10 +83,6 @@ def traced(module: nn.Module, name: str, example: Tensor) -> ExportedProgram:
 
 def _drop_unused(program: ExportedProgram) -> None:
     """Take out weights that no operator reads, such as those of a teacher; the exporter keeps them."""
-    for node in list(program.graph.nodes):
-        # a question about dtypes, answered at the trace, which torch 2.6 records and cannot read from a file
-        if str(node.target).startswith("aten.promote_types") and not node.users:
-            program.graph.erase_node(node)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in list(program.graph.nodes):
         spec = specs.get(node.name) if node.op == "placeholder" and not node.users else None

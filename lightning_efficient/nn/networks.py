@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
+from lightning_efficient.functional._checks import check_count
 from lightning_efficient.nn.backbones import create_backbone
 from lightning_efficient.nn.checkpoints import load_weights
 
@@ -36,8 +37,11 @@ def as_network(
         name: The option that gave it, where that is another word than ``key``.
 
     Raises:
-        ConfigurationError: an unknown name, options that need a name, or weights that do not fit.
+        ConfigurationError: an unknown name, options that need a name, weights that do not fit, or a number below 1.
     """
+    for option, number in (("num_classes", num_classes), ("in_chans", in_chans)):
+        if number is not None:
+            check_count(f"model.{option}", number)
     if isinstance(given, str):
         network = create_backbone(given, pretrained, num_classes, in_chans or 3, options, key, name)
     else:

@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_efficient.errors import did_you_mean
 from lightning_efficient.reporting._wandb_offline import read_wandb_file
 
 PATIENCE: Mapping[str, Any] = {"init_timeout": 30, "finish_timeout": 120}
@@ -48,6 +50,13 @@ class SteadyWandbLogger(WandbLogger):
         settings: Of ``wandb.Settings``; what is not given here is as in ``PATIENCE``.
         **kwargs: Other arguments of Lightning's ``WandbLogger``.
 
+    Raises:
+        MisconfigurationException: W&B has no such setting, or not with that value. (Of a ``ValueError`` jsonargparse
+            would say that no type of a logger fits.)
+
+    Raises:
+        ConfigurationError: W&B has no such setting, or not with such a value.
+
     Example:
         >>> logger = SteadyWandbLogger(project="digits", offline=True, settings={"silent": True})
         >>> logger.name
@@ -72,6 +81,7 @@ class SteadyWandbLogger(WandbLogger):
     ) -> None:
         options = {**kwargs, "entity": entity, "group": group, "tags": tags, "job_type": job_type}
         options["settings"] = {**PATIENCE, **(settings or {})}
+        _check_settings(options["settings"])
         if offline:  # Lightning's own `offline` refuses `log_model`, and changes the environment for other loggers
             options["mode"] = "offline"
         options |= {"log_model": log_model, "add_file_policy": add_file_policy, "id": id}
@@ -193,3 +203,17 @@ def _numbers_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    from wandb import Settings
+
+    try:
+        Settings(**settings)
+    except ValueError as error:
+        problem = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
+        name = ".".join(map(str, problem["loc"]))
+        if name in Settings.model_fields or not name:
+            raise MisconfigurationException(f"settings.{name} of W&B: {problem['msg']}") from error
+        known = did_you_mean(name, list(Settings.model_fields))
+        raise MisconfigurationException(f"W&B has no setting {name!r}.{known}") from error

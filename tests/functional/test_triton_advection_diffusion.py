@@ -214,12 +214,14 @@ def test_layouts_shapes_and_saved_tensors_are_as_promised():
     interpreted(LAYOUTS)
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @needs_triton
 def test_no_cell_touches_what_another_wrote_since_the_last_barrier():
     interpreted(HAZARDS)
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @needs_triton
 def test_compiler_keeps_the_barriers_and_loads_nothing_ahead_of_them(tmp_path):
@@ -231,6 +233,7 @@ def test_compiler_keeps_the_barriers_and_loads_nothing_ahead_of_them(tmp_path):
     assert done.stdout.splitlines() == ["_run_steps 1 False 0"] * 4 + ["_run_back 4 False 0"] * 4
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @needs_triton
 def test_study_for_a_gpu_runs_as_a_toy_on_the_cpu():

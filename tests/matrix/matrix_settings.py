@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,6 +188,8 @@ SETTINGS = {
         only=("plain", "fp16_scaler", "ema", "accumulate"),
     ),
 }  # fmt: skip
+if find_spec("torchao") is None:  # the extra needs a newer torch than the package
+    del SETTINGS["QuantizationAware"]
 
 CONDITIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,

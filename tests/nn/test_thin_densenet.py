@@ -10,6 +10,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm_versions import needs
 from torch import nn
 
 from lightning_efficient.errors import ConfigurationError
@@ -101,6 +102,7 @@ def test_transitions_keep_their_ratio_and_their_first_outputs() -> None:
 def test_declared_widths_follow_for_maps_heads_and_new_classifiers() -> None:
     network = dense()
     thin(network, [1, 2, 1])
+    needs(network, "forward_intermediates")
     maps = network.forward_intermediates(IMAGES, intermediates_only=True)
     assert [each.shape[1] for each in maps] == [info["num_chs"] for info in network.feature_info] == [8, 12, 14, 11]
     assert (network.num_features, network.head_hidden_size, network.classifier.in_features) == (11, 11, 11)

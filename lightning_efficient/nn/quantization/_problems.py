@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import torch
+
 from lightning_efficient._graph_problems import quiet, reason_of
-from lightning_efficient.errors import ConfigurationError, require
+from lightning_efficient.errors import ConfigurationError, MissingExtraError, require
 
 
 def require_torchao() -> None:
-    """Import torchao, which logs a deprecation of its own as it loads, or raise what names the extra."""
-    with quiet():
-        require("torchao.quantization.pt2e.quantize_pt2e", "quantize")
+    """Import torchao, which logs a deprecation of its own as it loads, or raise what names the extra.
+
+    Raises:
+        MissingExtraError: torchao is not installed.
+        ConfigurationError: it is, and asks for another torch than there is.
+    """
+    try:
+        with quiet():
+            require("torchao.quantization.pt2e.quantize_pt2e", "quantize")
+    except MissingExtraError:
+        raise
+    except (ImportError, AttributeError) as error:  # names of torch that are not there yet, or no more
+        raise ConfigurationError(
+            f"torchao does not load with torch {torch.__version__} ({reason_of(error)}); install versions that go "
+            "together with: pip install --upgrade 'lightning-efficient[quantize]'"
+        ) from error
 
 
 def graph_problem(what: str, error: BaseException) -> ConfigurationError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from lightning_efficient._files import replacing
+from lightning_efficient._graph_archive import check_only_tensors
 from lightning_efficient._graph_problems import quiet
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.nn.quantization._problems import graph_problem, require_torchao
@@ -127,28 +127,11 @@ def _program(quantized: Quantized) -> ExportedProgram:
 def _check(path: Path, content: bytes) -> None:
     """Raise unless a file is one of ours in which nothing but tensors is pickled."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-            if not any(name.endswith(f"/extra/{_ABOUT}") for name in names):
-                raise _unfit(path, "it was not written by save_quantized")
-            for name in names:
-                if name.endswith("_config.json"):
-                    _refuse_pickles(path, json.loads(archive.read(name)))
-                if name.endswith(".pt"):
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    except ConfigurationError:
-        raise
-    except Exception as error:
+        names = check_only_tensors(io.BytesIO(content))
+    except Exception as error:  # a damaged archive fails in many ways
         raise _unfit(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
-
-
-def _refuse_pickles(path: Path, config: Any) -> None:
-    entries = config.get("config", {}).values()
-    if any(
-        entry.get("use_pickle") or not str(entry.get("path_name")).startswith(("weight_", "tensor_"))
-        for entry in entries
-    ):
-        raise _unfit(path, "it holds pickled objects")
+    if not any(name.endswith(f"/extra/{_ABOUT}") for name in names):
+        raise _unfit(path, "it was not written by save_quantized")
 
 
 def _unfit(path: Path, reason: str) -> ConfigurationError:
