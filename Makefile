@@ -56,7 +56,7 @@ test-oldest: install
 	@[ -x .venv-oldest/bin/python ] || $(PYTHON) -m venv --without-pip .venv-oldest
 	@echo '*' > .venv-oldest/.gitignore
 	@VIRTUAL_ENV=$(CURDIR)/.venv-oldest $(BIN)/uv pip install $(QUIET) --exact --upgrade --resolution lowest-direct --python .venv-oldest/bin/python -e '.[$(OLDEST)]'
-	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal
+	@.venv-oldest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/benchmarks
 
 lint: install
 	@$(BIN)/ruff check .

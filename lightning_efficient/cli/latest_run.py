@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_efficient._lightning_compat import check_checkpoint
@@ -16,10 +19,13 @@ def resolved(ckpt_path: str | None, trainer: Trainer) -> str | None:
     """Return the file of the newest run beside this one, or what was given where it is another word.
 
     Raises:
-        ConfigurationError: no run has such a checkpoint.
+        ConfigurationError: no run has such a checkpoint, or a folder is given and the strategy does not shard.
     """
     # Lightning knows `best` in the process that trained, and takes a `last` that is not there for a fresh start
     if ckpt_path not in WORDS:
+        shards = isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
+        if ckpt_path and Path(ckpt_path).is_dir() and not shards:
+            raise ConfigurationError(f"ckpt_path: {ckpt_path!r} is a folder; give the file of a checkpoint in it")
         return ckpt_path
     own = run_dir(trainer)
     runs, folders = (own.parent, "*/") if trainer.loggers else (own, "")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import record
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_efficient import functional, inference, metrics, profiling, reporting
 from lightning_efficient.functional import PrimalDual, Schedule
 from lightning_efficient.typing import Part, SequenceBatch
-from runs import record
 
 
 def drawn(*shape: int) -> Tensor:

@@ -11,12 +11,12 @@ from typing import Any
 
 import objects
 import pytest
+import runs
 from kept import SETS, read
 from lightning.pytorch import Callback
 from make_fixtures import folder_name
 from torchmetrics import Metric
 
-import runs
 from lightning_efficient import __version__, callbacks, modules
 
 PASSING = {

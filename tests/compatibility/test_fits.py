@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from kept import SETS, by_newer_torch, needs, read
 
-import runs
 from lightning_efficient._lightning_compat import ParsesOnly
 from lightning_efficient.cli import EfficientCLI
 

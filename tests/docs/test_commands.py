@@ -287,5 +287,15 @@ def test_extras_that_pages_install_exist() -> None:
 def test_every_program_that_a_block_starts_is_known() -> None:
     programs = {next(word for word in each.words if "=" not in word) for each in commands()}
     known = {"lightning-efficient", "make", "pip", "python", "ls", "wandb", "srun", "for", "do", "done", "git", "cd"}
-    known |= {"issues", "tensorboard", "kill", "docker", "open", "uv", "jupyter"}
+    known |= {
+        ".venv/bin/python",
+        ".venv-oldest/bin/python",
+        "issues",
+        "tensorboard",
+        "kill",
+        "docker",
+        "open",
+        "uv",
+        "jupyter",
+    }
     assert programs <= known

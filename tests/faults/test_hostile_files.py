@@ -7,6 +7,7 @@ import functools
 import io
 import pickle
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import yaml
 from hostile import DOORS, EXECUTED, PAYLOADS, Door, hostile_graphs, saved
 
+from lightning_efficient.cli.main import main
 from lightning_efficient.errors import ConfigurationError
 
 FOREIGN = {
@@ -163,3 +165,19 @@ def _in_one_line(door: Door, file: Path) -> None:
         door.read(file)
         return
     refused(door, file)
+
+
+def test_a_folder_of_hostile_files_is_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning-efficient"])
+    for name in (".metadata", "meta.pt"):
+        Path("sharded").mkdir(exist_ok=True)
+        Path("sharded", name).write_bytes(PAYLOADS["pickle"])
+    tiny = str(Path(__file__).with_name("tiny.yaml"))
+    assert main(["fit", "--config", "quickstart", "--config", tiny, "--ckpt_path", "sharded"]) == 2
+    errors = capsys.readouterr().err
+    assert [line for line in errors.splitlines() if line.startswith("error:")] == [
+        "error: ckpt_path: 'sharded' is a folder; give the file of a checkpoint in it"
+    ]
+    assert not Path(EXECUTED).exists()
