@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from _reproduce_claims import Claim
-from harness import version_of
 
 DATA_VARIABLE = "LIGHTNING_EFFICIENT_DATA"
 SIDE_BY_SIDE = ("blocks_images", "compression", "disk_images", "hybrid_images", "selective_images")
@@ -132,16 +131,9 @@ def seeds_of(name: str, claims: Sequence[Claim], folder: Path) -> int:
 
 
 def is_done(name: str, claims: Sequence[Claim], folder: Path, seeds: int) -> bool:
-    """Return whether what is on disk is of the installed version of the package, and of enough seeds."""
+    """Return whether what is on disk is of enough seeds; the page says of which version each study is."""
     found = seeds_of(name, claims, folder)
-    record = saved(name, folder)
-    if (
-        not found
-        or record is None
-        or record["environment"].get("lightning-efficient") != version_of("lightning-efficient")
-    ):
-        return False
-    return found >= seeds or not STUDIES[name].seeded
+    return found >= seeds or (found > 0 and not STUDIES[name].seeded)
 
 
 def run(name: str, seeds: int, again: bool) -> str:

@@ -5,9 +5,9 @@ finite numbers and that the page can be written, into ``--output``. Its numbers 
 digits and generated tasks, and on 2,000 to 10,000 images where ``LIGHTNING_EFFICIENT_DATA`` names a folder with them.
 ``gpu``: all of FashionMNIST and CIFAR-10 with ``--device cuda``.
 
-What is on disk of this version of the package with enough seeds is kept; ``--again`` runs it anew. Studies that can go
-on from the seeds that they have do so. A study that fails costs its rows, which are named, and the exit status is 1
-then; 2 is a wrong option. Ctrl-C keeps what was finished. ``cpu`` and ``gpu`` write
+What is on disk with enough seeds is kept, whatever version it is of, which the page says; ``--again`` runs it anew.
+Studies that can go on from the seeds that they have do so. A study that fails costs its rows, which are named, and the
+exit status is 1 then; 2 is a wrong option. Ctrl-C keeps what was finished. ``cpu`` and ``gpu`` write
 ``results/reproduce_<profile>.json``, ``docs/results.md`` and ``docs/images/results.png``; ``--render-only`` runs
 nothing and writes these from what is on disk.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.profiling.inputs import arguments, device_of, first_tensor, to_device
@@ -21,6 +21,15 @@ from lightning_efficient.profiling.undisturbed import decomposing, undisturbed
 
 # their weights are looked up or scale elementwise, which no convention counts as a multiply-accumulate
 _FREE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, ParametrizationList)
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    flops: int = sdpa_flop_count(query, key, value)
+    return flops
+
+
+# the attention of CPUs, which torch 2.8 does not count by itself
+_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def _run(
 ) -> tuple[FlopCounterMode, LayerRecorder]:
     with undisturbed(module), decomposing(), _open_kernels():
         module.eval()
-        counter = FlopCounterMode(display=False)
+        counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
         recorder, call = LayerRecorder(module, counter), prepared(module, example)
         with counter, recorder:
             call()

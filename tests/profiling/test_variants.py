@@ -194,6 +194,7 @@ def test_a_difference_is_a_share_of_the_largest_number() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_forms_run_and_tell_what_their_figures_are_worth() -> None:
+    pytest.importorskip("torchao")
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     found = compare_variants(module, torch.randn(1, 4), ["compile", "int8_static"], **QUICK)
     assert [row.reason for row in found.rows] == [None] * 3

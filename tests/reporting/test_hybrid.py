@@ -21,7 +21,7 @@ def test_accuracy_over_coverage_goes_from_the_base_to_the_global_model() -> None
     assert axes.xaxis_inverted()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["oracle", "max-prob", "router"]
     line = next(line for line in axes.get_lines() if line.get_label() == "router")
-    drawn = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    drawn = {float(x): float(y) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
     assert drawn == {0.0: 75.0, 25.0: 75.0, 50.0: 100.0, 75.0: 75.0, 100.0: 50.0}
     assert [text.get_text() for text in axes.texts] == ["100.0 %"]
 
