@@ -11,6 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +101,24 @@ def repacked(content: bytes, change: Callable[[str, bytes], bytes], *more: tuple
 
 
 def hostile_graphs(content: bytes) -> dict[str, bytes]:
-    """Return forms of a ``.pt2`` file that run code in ``torch.export.load``."""
+    """Return forms of a ``.pt2`` file that run code in ``torch.export.load``.
+
+    Torch 2.8 keeps all weights in one pickle, and newer ones keep each as its bytes.
+    """
 
     def inputs(name: str, data: bytes) -> bytes:
-        return saved((RunsCode(),)) if name.endswith(".pt") else data
+        return saved((RunsCode(),)) if name.endswith(example) else data
 
     def weight(name: str, data: bytes) -> bytes:
         if name.endswith("weights_config.json"):
             config = json.loads(data)
             next(each for each in config["config"].values() if each["path_name"] == "weight_0")["use_pickle"] = True
             return json.dumps(config).encode()
-        return saved(RunsCode()) if name.endswith("/weight_0") else data
+        return saved(RunsCode()) if name.endswith(("/weight_0", "weights/model.pt")) else data
 
     def constant(name: str, data: bytes) -> bytes:
+        if name.endswith("constants/model.pt"):
+            return saved(RunsCode())
         if not name.endswith("constants_config.json"):
             return data
         entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
@@ -122,7 +128,8 @@ def hostile_graphs(content: bytes) -> dict[str, bytes]:
         return data
 
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        [example] = [name.partition("/")[2] for name in archive.namelist() if name.endswith(".pt")]
+        names = [name.partition("/")[2] for name in archive.namelist()]
+    [example] = [name for name in names if name.startswith("data/sample_inputs/")]
     return {
         "example inputs": repacked(content, inputs),
         "weight": repacked(content, weight),
@@ -242,7 +249,7 @@ DOORS = (
     Door("load_module", _weights, lambda file: load_module(nn.Linear(40, 30), file)),
     Door("pruned.pt", _pruned, lambda file: load_pruned(file, nn.Linear(40, 30))),
     Door("report of pruned.pt", _pruned, read_report),
-    Door("quantized .pt2", _quantized, load_quantized),
+    *([Door("quantized .pt2", _quantized, load_quantized)] if find_spec("torchao") else []),
     Door("exported .pt2", lambda folder: _exported(folder, "torch"), lambda file: _load_export(file, "torch")),
     Door("exported .onnx", lambda folder: _exported(folder, "onnx"), lambda file: _load_export(file, "onnx")),
     Door("metadata.json", _metadata, lambda file: load_export(file.parent)),

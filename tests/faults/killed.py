@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from torch import Tensor
@@ -27,6 +28,8 @@ NOT_THE_SAME = ("ModelCheckpoint", "loops")
 
 def options_of(case: str, folder: Path) -> list[str]:
     """Write the config of a case into a folder, and the files that it reads, and return the options."""
+    if case == "quantized":
+        pytest.importorskip("torchao")
     folder.mkdir(exist_ok=True)
     config = folder / "case.yaml"
     config.write_text(yaml.safe_dump(CASES[case]), encoding="utf-8")
