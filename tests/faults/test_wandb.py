@@ -113,7 +113,7 @@ def losses(pattern: str = "offline-run-*") -> dict[int, float]:
 
 
 def kill_wandb() -> None:
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 2) for line in listed.splitlines()]
     cores = [int(pid) for pid, parent, command in lines if parent == str(os.getpid()) and "wandb-core" in command]
     assert cores
