@@ -25,7 +25,9 @@ def run_demo(arguments: Sequence[str] = ()) -> int:
 
     quiet()
     import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
+    from lightning_efficient._trainer import callbacks_of
     from lightning_efficient.cli.efficient_cli import EfficientCLI
 
     # a model this small gains little from a second thread, and loses much of it where the cores are shared
@@ -34,7 +36,9 @@ def run_demo(arguments: Sequence[str] = ()) -> int:
     try:
         cli = EfficientCLI(run=False)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-        cli.trainer.test(datamodule=cli.datamodule, ckpt_path="best", verbose=False, weights_only=True)
+        # by its path: of the word, Lightning says that there is a second ModelCheckpoint
+        best = next((each.best_model_path for each in callbacks_of(cli.trainer, ModelCheckpoint)), "") or "best"
+        cli.trainer.test(datamodule=cli.datamodule, ckpt_path=best, verbose=False, weights_only=True)
     except ConfigurationError as error:
         complain(error)
         return 2

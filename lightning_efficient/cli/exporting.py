@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
+from lightning_efficient.cli.products import ENDINGS
 from lightning_efficient.datamodules._transforms import Preparation
 from lightning_efficient.datamodules.images import ImageDataModule
 from lightning_efficient.errors import ConfigurationError
@@ -68,7 +69,7 @@ def export_model(
     """
     if out is None and ckpt_path is None:
         raise ConfigurationError("missing --out; give the folder for the export, or a --ckpt_path to put it beside")
-    folder = Path(out) if out is not None else Path(str(ckpt_path)).with_suffix(".export")
+    folder = Path(out) if out is not None else Path(str(ckpt_path)).with_suffix(ENDINGS["export"])
     # before a checkpoint can change what it is compared with
     hybrid = callable(getattr(model, "edge_graph", None)) and callable(getattr(model, "global_graph", None))
     routing = _routing(model, ckpt_path, routing_file, hybrid)

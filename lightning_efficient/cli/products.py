@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 KINDS = {"export": "graph", "quantize": "graph", "calibrate": "threshold"}
 """What a verb makes of a checkpoint, as W&B groups artifacts."""
 
+ENDINGS = {"export": ".export", "quantize": ".quantized"}
+"""How the folder beside the checkpoint ends, into which a verb writes where no other is given."""
+
 
 def log_product(
     verb: str,
@@ -57,7 +60,7 @@ def _places(verb: str, checkpoint: Path, out: str | None) -> list[Path]:
         return [Path(out)]
     if verb == "calibrate":
         return [kind.beside(checkpoint) for kind in (ThresholdFile, RoutingFile)]
-    return [checkpoint.with_suffix({"export": ".export", "quantize": ".quantized"}[verb])]
+    return [checkpoint.with_suffix(ENDINGS[verb])]
 
 
 def _description(path: Path) -> dict[str, Any]:

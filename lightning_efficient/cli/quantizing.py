@@ -19,6 +19,7 @@ from lightning_efficient.callbacks._quantization_costs import FLOAT, Sizes, Time
 from lightning_efficient.callbacks._quantization_ranges import ranges_are_known
 from lightning_efficient.cli._calibration_batches import calibration_batches
 from lightning_efficient.cli._quantize_evaluation import Evaluation, agreement, float_network, in_place
+from lightning_efficient.cli.products import ENDINGS
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.functional._checks import check_count
 from lightning_efficient.inference.calibration_file import Split, hash_checkpoint
@@ -178,7 +179,7 @@ def quantize_checkpoint(
     if trainer.strategy.root_device.type != "cpu":
         raise ConfigurationError("quantize makes integers for a CPU and evaluates there; add --trainer.accelerator cpu")
     checkpoint = Path(ckpt_path)
-    folder = Path(out) if out is not None else checkpoint.with_suffix(".quantized")
+    folder = Path(out) if out is not None else checkpoint.with_suffix(ENDINGS["quantize"])
     evaluate = Evaluation(trainer, model, datamodule, request.split, request.network, progress=progress)
     watch = evaluate.watch
     metrics = evaluate(ckpt_path=ckpt_path, weights_only=weights_only)

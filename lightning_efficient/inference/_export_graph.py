@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 from collections import Counter
@@ -19,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule
 
 from lightning_efficient._graph_problems import quiet, reason_of
-from lightning_efficient._unwrapped import uncompiled
+from lightning_efficient._unwrapped import plain_copy, uncompiled
 from lightning_efficient.errors import ConfigurationError
 from lightning_efficient.inference._onnx import operators_of, write_onnx
 from lightning_efficient.inference.exported import ExportFormat, sha256_of
@@ -35,10 +34,7 @@ def frozen(part: nn.Module) -> Iterator[nn.Module]:
     modes = {each: each.training for each in module.modules()}
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.device.type != "cpu" for tensor in tensors) or set(dtypes_of(module)) - {"float32"}:
-        # the Trainer of a LightningModule is no part of the network
-        trainers = [each.__dict__.get("_trainer") for each in module.modules()]
-        module = copy.deepcopy(module, {id(trainer): None for trainer in trainers if trainer is not None})
-        module = module.cpu().float()
+        module = plain_copy(module).cpu().float()
     try:
         yield module.eval()
     finally:

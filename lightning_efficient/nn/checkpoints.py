@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.errors import ConfigurationError
-from lightning_efficient.nn.views import find_classifiers, uncompiled
+from lightning_efficient.nn.views import find_classifiers
 
 _CONTAINERS = ("state_dict", "model")
 _WRAPPERS = frozenset({"backbone", "student", "model", "net", "module", "_orig_mod"})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_efficient._unwrapped import uncompiled as uncompiled
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 
 

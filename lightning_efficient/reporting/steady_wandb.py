@@ -54,9 +54,6 @@ class SteadyWandbLogger(WandbLogger):
         MisconfigurationException: W&B has no such setting, or not with that value. (Of a ``ValueError`` jsonargparse
             would say that no type of a logger fits.)
 
-    Raises:
-        ConfigurationError: W&B has no such setting, or not with such a value.
-
     Example:
         >>> logger = SteadyWandbLogger(project="digits", offline=True, settings={"silent": True})
         >>> logger.name

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_efficient._files import write_tensors
+from lightning_efficient._unwrapped import uncompiled
 from lightning_efficient._version import __version__
 from lightning_efficient.errors import ConfigurationError, did_you_mean
 from lightning_efficient.nn.backbones import create_backbone
 from lightning_efficient.nn.checkpoints import read_checkpoint
 from lightning_efficient.nn.pruning.shrink import resize_layers
 from lightning_efficient.nn.pruning.width_notes import take_notes, write_notes
-from lightning_efficient.nn.views import uncompiled
 
 SCHEMA = 1
 """Version of the format; a file of a newer one is refused."""
